@@ -1,0 +1,28 @@
+"""Package metadata comes from settings.ini alone; this file only hands it to setuptools."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+cfg = ConfigParser(delimiters=["="])
+cfg.read(ROOT / "settings.ini", encoding="utf-8")
+meta = cfg["DEFAULT"]
+
+extras = {key.removeprefix("extra_"): value.split() for key, value in meta.items() if key.startswith("extra_")}
+extras["all"] = sorted({package for packages in extras.values() for package in packages})
+
+setup(
+    name=meta["lib_name"],
+    version=meta["version"],
+    description=meta["description"],
+    author=meta["author"],
+    author_email=meta["author_email"],
+    license=meta["license"],
+    python_requires=f">={meta['min_python']},<3.12",
+    packages=find_packages(include=["racing_core", "racing_core.*"]),
+    include_package_data=True,
+    install_requires=meta["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": meta["console_scripts"].split("\n"), "nbdev": [f"{meta['lib_path']}={meta['lib_path']}._modidx:d"]},
+)
