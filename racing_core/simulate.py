@@ -22,14 +22,14 @@ from .starts import starts_frame
 class Effects:
     "Sizes of the effects on utility; a size of 0 switches one off."
 
-    ability: float = 1.7  # sd between horses, at their peak
+    ability: float = 1.6  # sd between horses, at their peak
     ageing: float = 0.05  # loss per squared year from the peak age of 4.75
     form: float = 0.8  # sd of a horse's condition, which wanders with a memory of 60 days
     freshness: float = 0.2  # loss per doubling or halving of the ideal 28 days since the last run
     trip: float = 0.35  # loss at 400 metres from the preferred distance
     going: float = 0.35  # sd between horses of the slope on wetness, per 2 points
     surface: float = 0.4  # sd between horses of liking dirt
-    draw: float = 1.2  # sd between course and distance of the slope from the inside to the outside stall
+    draw: float = 1.1  # sd between course and distance of the slope from the inside to the outside stall
     pace: float = 0.35  # what a front runner loses for each rival for the lead above the usual number
     weight: float = 0.04  # loss per kilogram carried
     jockey: float = 0.4  # sd between jockeys
@@ -74,7 +74,8 @@ def _weather(rng: np.random.Generator, wet: np.ndarray, day: int) -> tuple[np.nd
     wet = np.clip(2.2 + 0.55 * (wet - 2.2) + 0.28 * rain + rng.normal(0, 0.3, len(wet)), 0, 10)
     warm = 15 - 10 * np.cos(2 * np.pi * day / 365.25) + rng.normal(0, 3, len(wet)) - 0.1 * rain
     humid = np.clip(60 + 1.5 * rain + rng.normal(0, 8, len(wet)), 15, 100)
-    return wet, {"precipitation_mm": rain.round(1), "temperature_c": warm.round(1), "wind_speed_ms": rng.gamma(3, 1.2, len(wet)).round(1), "humidity_pct": humid.round()}
+    wind = rng.gamma(3, 1.2, len(wet))
+    return wet, {"precipitation_mm": rain.round(1), "temperature_c": warm.round(1), "wind_speed_ms": wind.round(1), "humidity_pct": humid.round()}
 
 def _going(wet: np.ndarray, dirt: np.ndarray) -> np.ndarray:
     "Index of the official term nearest to the wetness, among the terms of the surface."
@@ -147,7 +148,6 @@ def _utility(
 def _declare(
     rng: np.random.Generator,
     h: dict[str, np.ndarray],  # state of all horses
-    day: int,
     distance: np.ndarray,  # (races,) metres
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) horse and (n,) race of the day, by race and then from the top weight down
     "Choose the horses of a day and share them out over its races."
@@ -202,7 +202,7 @@ def _par(distance: np.ndarray, wet: np.ndarray, dirt: np.ndarray) -> np.ndarray:
     return distance / (17.9 - 0.0009 * distance) * (1 + 0.003 * (wet - 3) * (1 - dirt) - 0.004 * dirt)
 
 # %% ../nbs/04_simulate.ipynb #cell017
-def _after(rng: np.random.Generator, h: dict[str, np.ndarray], ran: np.ndarray, race: np.ndarray, position: np.ndarray, day: int) -> None:
+def _after(rng: np.random.Generator, h: dict, ran: np.ndarray, race: np.ndarray, position: np.ndarray, day: int) -> None:
     "Ratings follow the result; every horse that ran gets a date for its next race."
     n = race_sum(np.ones(len(race)), race)
     place = np.where(np.isnan(position), n, position)
@@ -218,36 +218,51 @@ def _condition(rng: np.random.Generator, h: dict[str, np.ndarray], who: np.ndarr
     h["form"][who] = memory * h["form"][who] + np.sqrt(1 - memory**2) * rng.normal(0, fx.form, len(who))
     h["wears"][who] ^= rng.random(len(who)) < 0.04
 
-def _day(rng: np.random.Generator, h: dict, day: int, card: dict, jockeys: np.ndarray, trainers: np.ndarray, fx: Effects) -> dict[str, np.ndarray]:
-    "Run all races of a day: a column per array, a row per declared runner."
-    horse, race = _declare(rng, h, day, card["distance"])
-    _condition(rng, h, horse, day, fx)
-    n = len(horse)
-    size = race_sum(np.ones(n), race)
-    mine = {k: v[horse] for k, v in h.items()}
-    track = {k: card[k][race] for k in ("distance", "wet", "dirt", "bias", "variant")}
+def _ride(rng: np.random.Generator, mine: dict, race: np.ndarray, circuit: np.ndarray, jockeys: np.ndarray, trainers: np.ndarray) -> dict[str, np.ndarray]:
+    "Stall, weight and jockey of every declared runner, with the skills that come along."
+    n, top = len(race), np.searchsorted(race, race)
     stall = np.empty(n, int)
-    stall[np.lexsort((rng.random(n), race))] = np.arange(n) - np.searchsorted(race, race) + 1
+    stall[np.lexsort((rng.random(n), race))] = np.arange(n) - top + 1
     rating = mine["rating"].round()
-    weight = np.maximum(60 - 0.45 * (rating[np.searchsorted(race, race)] - rating), 51).round(1)
-    jockey = _book(rng, race, rating, card["circuit"], jockeys)
-    ride = {"race": race, "draw": (stall - 1) / (size - 1), "weight": weight, "jockey": jockeys.ravel()[jockey], "trainer": trainers[mine["trainer"]]}
-    u = _utility(mine, day, track, ride, fx)
+    jockey = _book(rng, race, rating, circuit, jockeys)
+    return {
+        "race": race, "rating": rating, "weight": np.maximum(60 - 0.45 * (rating[top] - rating), 51).round(1),
+        "stall": stall, "draw": (stall - 1) / (race_sum(np.ones(n), race) - 1),
+        "rider": jockey, "jockey": jockeys.ravel()[jockey], "trainer": trainers[mine["trainer"]],
+    }  # fmt: skip
+
+def _run(rng: np.random.Generator, mine: dict, track: dict, ride: dict, u: np.ndarray) -> dict[str, np.ndarray]:
+    "What becomes of every declared runner: early position, finish and time, or why not."
+    n, race = len(u), ride["race"]
     scratched = rng.random(n) < 0.01
     performance = np.where(scratched, -np.inf, u + rng.gumbel(size=n))
-    winner = performance == np.maximum.reduceat(performance, np.flatnonzero(np.diff(race, prepend=-1)))[race]
-    performance[~winner & (rng.random(n) < 0.003)] = -np.inf
+    best = np.maximum.reduceat(performance, np.flatnonzero(np.diff(race, prepend=-1)))[race]
+    performance[(performance < best) & (rng.random(n) < 0.003)] = -np.inf
     position, behind = _finish(performance, race)
-    time = _par(track["distance"], track["wet"], track["dirt"]) * track["variant"] - _SECONDS * _LENGTHS * performance[winner][race] + _SECONDS * _LENGTHS * behind
+    time = _par(track["distance"], track["wet"], track["dirt"]) * track["variant"] + _SECONDS * _LENGTHS * (behind - best)
     lead = np.where(scratched, -np.inf, mine["speed"] - 0.3 * ride["draw"] + rng.normal(0, 0.6, n))
     early, early_behind = _finish(lead, race)
-    ran = ~scratched
-    _after(rng, h, horse[ran], race[ran], position[ran], day)
     return {
-        "race": race, "horse": mine["serial"], "jockey": jockey, "trainer": mine["trainer"], "stall": stall, "weight": weight, "rating": rating,
-        "age": (day - mine["birth"]) // 365.25, "female": mine["female"], "wears": mine["wears"], "kilos": (mine["kilos"] + 4 * mine["form"] + rng.normal(0, 4, n)).round(),
-        "scratched": scratched, "position": position, "behind": behind * _LENGTHS, "time": time, "early": early, "early_behind": early_behind * _LENGTHS,
-        "utility": u, "blind": ride["jockey"] - ride["trainer"] + track["bias"] * (ride["draw"] - 0.5),
+        "scratched": scratched, "position": position, "behind": behind * _LENGTHS, "time": time,
+        "early": early, "early_behind": early_behind * _LENGTHS,
+    }  # fmt: skip
+
+def _day(rng: np.random.Generator, h: dict, day: int, card: dict, jockeys: np.ndarray, trainers: np.ndarray, fx: Effects) -> dict[str, np.ndarray]:
+    "All races of a day: a column per array, a row per declared runner."
+    horse, race = _declare(rng, h, card["distance"])
+    _condition(rng, h, horse, day, fx)
+    mine = {k: v[horse] for k, v in h.items()}
+    track = {k: card[k][race] for k in ("distance", "wet", "dirt", "bias", "variant")}
+    ride = _ride(rng, mine, race, card["circuit"], jockeys, trainers)
+    u = _utility(mine, day, track, ride, fx)
+    run = _run(rng, mine, track, ride, u)
+    ran = ~run["scratched"]
+    _after(rng, h, horse[ran], race[ran], run["position"][ran], day)
+    kilos = (mine["kilos"] + 4 * mine["form"] + rng.normal(0, 4, len(race))).round()
+    blind = ride["jockey"] - ride["trainer"] + track["bias"] * (ride["draw"] - 0.5)
+    return run | {k: ride[k] for k in ("race", "rating", "weight", "stall", "rider")} | {
+        "horse": mine["serial"], "trainer": mine["trainer"], "age": (day - mine["birth"]) // 365.25, "female": mine["female"],
+        "wears": mine["wears"], "kilos": kilos, "utility": u, "blind": blind,
     }  # fmt: skip
 
 # %% ../nbs/04_simulate.ipynb #cell018
@@ -255,11 +270,16 @@ def _programme(rng: np.random.Generator, races: int, years: float | None) -> dic
     "Every race of the history: day, circuit, number, course, surface, distance and how its stalls bias it."
     day, circuit, number = _calendar(races, years)
     course = circuit * _COURSES + np.unique(day, return_inverse=True)[1] % _COURSES
-    dirt = (rng.random(races) < 0.5) & (course % 2 == 0)
+    dirt = ((rng.random(races) < 0.5) & (course % 2 == 0)).astype(int)
     distance = rng.choice(len(_DISTANCES), races, p=[0.1, 0.27, 0.2, 0.2, 0.12, 0.07, 0.04])
     # an inside stall helps on most courses, more over short trips
     bias = rng.normal(np.linspace(0.4, 0.1, len(_DISTANCES)), 1, (course.max() + 1, 2, len(_DISTANCES)))
-    return {"day": day, "circuit": circuit, "number": number, "course": course, "dirt": dirt.astype(int), "distance": _DISTANCES[distance], "bias": bias[course, dirt.astype(int), distance]}
+    where = {"day": day, "circuit": circuit, "number": number, "course": course}
+    return where | {"dirt": dirt, "distance": _DISTANCES[distance], "bias": bias[course, dirt, distance]}
+
+def _joined(days: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    "The columns of all days, end to end."
+    return {k: np.concatenate([d[k] for d in days]) for k in days[0]}
 
 def _history(
     rng: np.random.Generator,
@@ -284,8 +304,7 @@ def _history(
         rows.append(_day(rng, h, day, card, jockeys, trainers, fx))
         rows[-1]["race"] = rows[-1]["race"] + races[0]
         seen.append({"wet": card["wet"]} | {k: v[card["course"]] for k, v in weather.items()})
-    join = lambda parts: {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}  # noqa: E731
-    return programme | join(seen), join(rows)
+    return programme | _joined(seen), _joined(rows)
 
 # %% ../nbs/04_simulate.ipynb #cell020
 def attainable(
@@ -307,72 +326,102 @@ def public_view(
     from scipy.optimize import brentq
 
     truth = softmax(utility, race)
-    if inefficiency == 0:
+    if inefficiency == 0 or np.ptp(utility) == 0:  # nothing to be wrong about
         return truth
-    believe = lambda size: softmax((1 - size / 2) * (utility + size * error), race)  # noqa: E731
-    return believe(brentq(lambda size: 1 - attainable(truth, believe(size), race) - inefficiency, 0, 2, xtol=1e-6))
 
-def _market(rng: np.random.Generator, run: dict[str, np.ndarray], race: np.ndarray, inefficiency: float) -> tuple[np.ndarray, np.ndarray]:
+    def believe(size: float) -> np.ndarray:
+        return softmax((1 - 0.4 * size) * (utility + size * error), race)
+
+    return believe(brentq(lambda size: 1 - attainable(truth, believe(size), race) - inefficiency, 0, 2.5, xtol=1e-6))
+
+def _market(rng: np.random.Generator, run: dict[str, np.ndarray], inefficiency: float) -> tuple[np.ndarray, np.ndarray]:
     "True and public win probabilities of the starters."
-    blind = run["blind"] - race_sum(run["blind"], race) / race_sum(np.ones(len(race)), race)
+    race, blind = run["race"], run["blind"]
+    blind = blind - race_sum(blind, race) / race_sum(np.ones(len(race)), race)
     error = np.sqrt(0.7) * rng.normal(size=len(race)) + np.sqrt(0.3) * blind / max(blind.std(), 1e-9)
     return softmax(run["utility"], race), public_view(run["utility"], error, race, inefficiency)
 
 # %% ../nbs/04_simulate.ipynb #cell022
-_SYLLABLES = np.array(["Ash", "Bel", "Cor", "Dun", "El", "Fen", "Glen", "Hal"]), np.array(["bury", "combe", "dale", "ford", "ham", "mere", "stoke", "wick"])
-_FIRST = np.array("Amber Brave Calm Distant Early Fleet Golden Hidden Ivory Jolly Keen Lucky Misty Noble Open Quiet Royal Silver Swift Tidal Vivid Winter".split())
-_SECOND = np.array("Anchor Banner Comet Drum Echo Falcon Garden Harbour Island Jester Kite Lantern Meadow North Orchard Piper River Signal Thunder Valley Willow".split())
-_CLASSES = ["class_5", "class_4", "class_3", "class_2", "class_1"]
+_SYLLABLES = ["Ash", "Bel", "Cor", "Dun", "El", "Fen", "Glen", "Hal"], ["bury", "combe", "dale", "ford", "ham", "mere", "stoke", "wick"]
+_FIRST = [
+    "Amber", "Brave", "Calm", "Distant", "Early", "Fleet", "Golden", "Hidden", "Ivory", "Jolly", "Keen", "Lucky", "Misty", "Noble", "Open", "Quiet",
+    "Royal", "Silver", "Swift", "Tidal", "Vivid", "Winter",
+]  # fmt: skip
+_SECOND = [
+    "Anchor", "Banner", "Comet", "Drum", "Echo", "Falcon", "Garden", "Harbour", "Island", "Jester", "Kite", "Lantern", "Meadow", "North", "Orchard",
+    "Piper", "River", "Signal", "Thunder", "Valley",
+]  # fmt: skip
+_CLASSES = np.array(["class_5", "class_4", "class_3", "class_2", "class_1"])
 
-def _name(first: np.ndarray, second: np.ndarray, i: np.ndarray, gap: str = "") -> np.ndarray:
+def _names(first: list[str], second: list[str], i: np.ndarray, gap: str = "") -> pl.Series:
     "A name for every number: two words, and a numeral when the words run out."
     distinct = np.arange(i.max() + 1)
-    words = [f"{first[k % len(first)]}{gap}{second[k // len(first) % len(second)]}" for k in distinct]
-    again = distinct // (len(first) * len(second)) + 1
-    return np.array([w if k == 1 else f"{w} {k}" for w, k in zip(words, again, strict=True)])[i]
+    again, k = np.divmod(distinct, len(first) * len(second))
+    parts = pl.DataFrame({"first": np.array(first)[k % len(first)], "second": np.array(second)[k // len(first)], "again": again + 1})
+    numeral = pl.when(pl.col("again") > 1).then(pl.format(" {}", "again")).otherwise(pl.lit(""))
+    return parts.select(pl.concat_str(pl.concat_str("first", "second", separator=gap), numeral)).to_series().gather(i)
 
-def _race_tables(card: dict[str, np.ndarray], run: dict[str, np.ndarray], start: date) -> tuple[pl.DataFrame, pl.DataFrame]:
-    "Races and weather."
+def _series(x: np.ndarray) -> pl.Series:
+    "A column in which nan is unknown."
+    return pl.Series(x, nan_to_null=True)
+
+def _race_table(card: dict[str, np.ndarray], run: dict[str, np.ndarray], start: date) -> pl.DataFrame:
+    "One row per race; the band of a handicap is that of its runners, widened to fives."
     first = np.searchsorted(run["race"], np.arange(len(card["day"])))
     low, high = np.minimum.reduceat(run["rating"], first), np.maximum.reduceat(run["rating"], first)
-    level = np.digitize(low + high, [80, 110, 140, 170])  # twice the middle of the band
-    races = pl.DataFrame({k: card[k] for k in ("day", "circuit", "number", "distance")}).select(
-        source=pl.lit("simulated"), jurisdiction=pl.lit("SIM"), date=pl.lit(start) + pl.duration(days="day"), course=pl.Series(_name(*_SYLLABLES, card["course"])), race_no="number",
-        race_type=pl.lit("flat"), surface=pl.Series(np.where(card["dirt"], "dirt", "turf")), distance_m="distance", going=pl.Series(_TERMS[_going(card["wet"], card["dirt"] == 1)]),
-        class_level=pl.Series(np.array(_CLASSES)[level]), rating_low=pl.Series(low // 5 * 5), rating_high=pl.Series(-(-high // 5) * 5),
-        prize=pl.Series(10_000.0 * 2**level), currency=pl.lit("EUR"),
-        race_id=pl.format("simulated:{}-{}-{}", (pl.lit(start) + pl.duration(days="day")).dt.strftime("%Y%m%d"), (pl.col("circuit") + 1).cast(pl.String).str.zfill(2), "number"),
-        off_utc=(pl.lit(start) + pl.duration(days="day")).cast(pl.Datetime("us", "UTC")) + pl.duration(minutes=690 + 30 * pl.col("number") + 3 * pl.col("circuit")),
-    )  # fmt: skip
-    races = races.with_columns(name=pl.format("{} Handicap", pl.col("class_level").str.replace("_", " ").str.to_titlecase()))
+    level = np.digitize((low + high) / 2, [40, 55, 70, 85])
+    day = pl.Series(np.datetime64(start) + card["day"].astype("timedelta64[D]")).cast(pl.Date)
+    known = {"course": _names(*_SYLLABLES, card["course"]), "race_no": card["number"], "distance_m": card["distance"]}
+    known |= {"class_level": _CLASSES[level], "rating_low": low // 5 * 5, "rating_high": -(-high // 5) * 5, "prize": 10_000.0 * 2**level}
+    known |= {"surface": np.where(card["dirt"], "dirt", "turf"), "going": _TERMS[_going(card["wet"], card["dirt"] == 1)]}
+    circuit = (pl.col("circuit") + 1).cast(pl.String).str.zfill(2)
+    return pl.DataFrame({"date": day, "circuit": card["circuit"]} | known).with_columns(
+        race_id=pl.format("simulated:{}-{}-{}", pl.col("date").dt.strftime("%Y%m%d"), circuit, "race_no"),
+        off_utc=pl.col("date").cast(pl.Datetime("us", "UTC")) + pl.duration(minutes=690 + 30 * pl.col("race_no") + 3 * pl.col("circuit")),
+        name=pl.format("{} Handicap", pl.col("class_level").str.replace("_", " ").str.to_titlecase()),
+        source=pl.lit("simulated"), jurisdiction=pl.lit("SIM"), race_type=pl.lit("flat"), currency=pl.lit("EUR"),
+    ).drop("circuit")  # fmt: skip
+
+def _weather_table(card: dict[str, np.ndarray], race_id: pl.Series) -> pl.DataFrame:
+    "What was observed at the course, for each race."
     rain = card["precipitation_mm"]
     sky = np.select([rain > 5, rain > 0, card["humidity_pct"] > 65], ["rain", "light_rain", "cloudy"], "fine")
     seen = {k: card[k] for k in ("temperature_c", "precipitation_mm", "wind_speed_ms", "humidity_pct")}
-    return races, pl.DataFrame({"race_id": races["race_id"], "sky": sky} | seen).with_columns(origin=pl.lit("simulated"))
+    return pl.DataFrame({"race_id": race_id, "sky": sky} | seen).with_columns(origin=pl.lit("simulated"))
 
-def _runner_tables(run: dict[str, np.ndarray], race_id: pl.Series) -> dict[str, pl.DataFrame]:
-    "Runners, results and sections of every declared runner."
-    key = {"race_id": race_id.gather(run["race"]), "runner_no": np.arange(len(run["race"])) - np.searchsorted(run["race"], run["race"]) + 1}
-    known = lambda x: pl.Series(x, nan_to_null=True)  # noqa: E731
-    young, who = run["age"] < 5, pl.DataFrame({k: run[k] for k in ("horse", "jockey", "trainer")})
-    runners = who.select(
-        pl.format("S{}", pl.col("horse").cast(pl.String).str.zfill(6)).alias("horse_id"), pl.format("J{}", "jockey").alias("jockey_id"), pl.format("T{}", "trainer").alias("trainer_id"),
-        horse_name=pl.Series(_name(_FIRST, _SECOND, run["horse"], " ")), jockey_name=pl.format("Jockey {}", "jockey"), trainer_name=pl.format("Trainer {}", "trainer"),
-    ).with_columns(
-        **{k: pl.Series(v) for k, v in key.items()},
-        draw=pl.Series(run["stall"]), weight_kg=pl.Series(run["weight"]), body_weight_kg=pl.Series(run["kilos"]), rating=pl.Series(run["rating"]), age=pl.Series(run["age"]),
-        sex=pl.Series(np.where(run["female"], np.where(young, "filly", "mare"), np.where(run["horse"] % 5 == 0, np.where(young, "colt", "horse"), "gelding"))),
-        gear=pl.Series(np.where(run["wears"], "B", "")),
+def _runner_table(run: dict[str, np.ndarray], key: dict[str, pl.Series]) -> pl.DataFrame:
+    "What was declared, non-runners included."
+    grown = run["age"] >= 5
+    male = np.where(run["horse"] % 5 > 0, "gelding", np.where(grown, "horse", "colt"))
+    columns = {"draw": run["stall"], "weight_kg": run["weight"], "body_weight_kg": run["kilos"], "rating": run["rating"], "age": run["age"]}
+    columns |= {"sex": np.where(run["female"], np.where(grown, "mare", "filly"), male), "gear": np.where(run["wears"], "B", "")}
+    who = {"horse_name": _names(_FIRST, _SECOND, run["horse"], " "), "horse": run["horse"], "jockey": run["rider"], "trainer": run["trainer"]}
+    return pl.DataFrame(key | columns | who).select(
+        *key, *columns, "horse_name", pl.format("S{}", pl.col("horse").cast(pl.String).str.zfill(6)).alias("horse_id"),
+        *(pl.format(f"{k[0].upper()}{{}}", k).alias(f"{k}_id") for k in ("jockey", "trainer")),
+        *(pl.format(f"{k.title()} {{}}", k).alias(f"{k}_name") for k in ("jockey", "trainer")),
     )  # fmt: skip
-    out = np.isnan(run["position"])
+
+def _result_tables(run: dict[str, np.ndarray], key: dict[str, pl.Series]) -> dict[str, pl.DataFrame]:
+    "Results of all declared runners, and the first half of the race of those that started."
+    out, time = np.isnan(run["position"]), run["time"].round(2)
     status = np.where(run["scratched"], "non_runner", np.where(out, "did_not_finish", "finished"))
-    time, early = run["time"].round(2), known(run["early"])
-    results = pl.DataFrame(key | {"status": status, "position": known(run["position"]), "margin_lengths": known(run["behind"].round(3)), "time_s": known(np.where(out, np.nan, time))})
-    half = (0.49 * time + 0.1 * run["early_behind"]).round(2)
-    sections = pl.DataFrame(key | {"section_no": 1, "position": early, "margin_lengths": known(run["early_behind"].round(2)), "time_s": known(np.where(out, np.nan, half))})
-    return {"runners": runners, "results": results, "sections": sections.drop_nulls("position")}
+    results = {"status": status, "position": _series(run["position"]), "margin_lengths": _series(run["behind"].round(3)), "time_s": _series(time)}
+    # half the time of an even pace, and a length is a tenth of a second behind the leader
+    half = 0.49 * np.where(out, np.nan, time - _SECONDS * run["behind"]) + 0.1 * run["early_behind"]
+    first = {"section_no": 1, "position": _series(run["early"]), "margin_lengths": _series(run["early_behind"].round(2)), "time_s": _series(half.round(2))}
+    return {"results": pl.DataFrame(key | results), "sections": pl.DataFrame(key | first).drop_nulls("position")}
 
 # %% ../nbs/04_simulate.ipynb #cell024
+def _herd(day: np.ndarray, horses: int | None) -> int:
+    "Horses in training: as many as make seven starts a year, and always enough for the busiest day twice."
+    runners = np.bincount(day).max() * int(_SIZES[-1])
+    if horses is None:
+        return max(round(len(day) / len(np.unique(day)) * _DAYS_A_YEAR * _SIZES @ _SIZE_P / 7), 2 * runners)
+    if horses < runners:
+        raise BadInput("too few horses", got=horses, expected=f"at least {runners}, which the busiest day may need")
+    return horses
+
 def simulate(
     races: int = 1000,  # how many races
     seed: int = 0,  # same seed and arguments, same world, bit for bit
@@ -385,25 +434,22 @@ def simulate(
     effects: Effects | None = None,  # sizes of what matters
 ) -> World:
     "Make a racing world."
-    for name, value, top in (("inefficiency", inefficiency, 1), ("takeout", takeout, 1)):
-        if not 0 <= value < top:
-            raise BadInput(f"{name} out of range", got=value, expected=f"0 <= {name} < {top}")
+    for name, value in (("inefficiency", inefficiency), ("takeout", takeout)):
+        if not 0 <= value < 1:
+            raise BadInput(f"{name} out of range", got=value, expected="at least 0, below 1")
     if races < 1:
         raise BadInput("nothing to simulate", got=races, expected="races >= 1")
     world, crowd = (np.random.default_rng([seed, stream]) for stream in (0, 1))
     programme = _programme(world, races, years)
-    per_day = races / len(np.unique(programme["day"]))
-    busiest = int(np.bincount(programme["day"]).max()) * int(_SIZES[-1])
-    horses = max(round(per_day * _DAYS_A_YEAR * _SIZES @ _SIZE_P / 7), 2 * busiest) if horses is None else horses
-    if horses < busiest:
-        raise BadInput("too few horses", got=horses, expected=f"at least {busiest}, what the busiest day may need")
-    card, run = _history(world, programme, horses, effects or Effects())
-    races_table, weather = _race_tables(card, run, start)
-    tables = {"races": races_table, "weather": weather} | _runner_tables(run, races_table["race_id"])
-    starters = ~run["scratched"]
-    run = {k: v[starters] for k, v in run.items()}
-    true_p, public_p = _market(crowd, run, run["race"], inefficiency)
-    key = tables["runners"].filter(starters).select(pl.col("race_id"), pl.col("runner_no").cast(pl.Int16))
+    card, run = _history(world, programme, _herd(programme["day"], horses), effects or Effects())
+    tables = {"races": _race_table(card, run, start)}
+    number = np.arange(len(run["race"])) - np.searchsorted(run["race"], run["race"]) + 1
+    key = {"race_id": tables["races"]["race_id"].gather(run["race"]), "runner_no": pl.Series(number)}
+    tables |= {"runners": _runner_table(run, key), "weather": _weather_table(card, tables["races"]["race_id"])} | _result_tables(run, key)
+    ran = ~run["scratched"]
+    true_p, public_p = _market(crowd, {k: v[ran] for k, v in run.items()}, inefficiency)
+    starters = pl.DataFrame(key).filter(ran).cast({"runner_no": pl.Int16})
     odds = np.clip(((1 - takeout) / public_p).round(2), 1.01, 99_999)
-    tables["prices"] = key.with_columns(stage=pl.lit("closing"), odds=pl.Series(odds))
-    return World({k: conform(v, TABLES[k]) for k, v in tables.items()}, key.with_columns(true_p=pl.Series(true_p), public_p=pl.Series(public_p)))
+    tables["prices"] = starters.with_columns(stage=pl.lit("closing"), odds=pl.Series(odds))
+    truth = starters.with_columns(true_p=pl.Series(true_p), public_p=pl.Series(public_p))
+    return World({name: conform(table, TABLES[name]) for name, table in tables.items()}, truth)

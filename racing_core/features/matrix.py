@@ -42,7 +42,8 @@ class History:
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."
-        return History({t.name: self.tables[t.name].join(runners.select(t.by).unique(), on=t.by, how="semi", maintain_order="left") for t in timelines()})
+        field = prepare(runners)
+        return History({t.name: self.tables[t.name].join(field.select(t.by).unique(), on=t.by, how="semi", maintain_order="left") for t in timelines()})
 
     def save(self, folder: Path) -> None:
         "One Parquet file for each timeline."
