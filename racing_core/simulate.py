@@ -144,7 +144,7 @@ def _utility(
         - fx.weight * (ride["weight"] - 55)
     )  # fmt: skip
 
-# %% ../nbs/04_simulate.ipynb #cell012
+# %% ../nbs/04_simulate.ipynb #cell014
 def _declare(
     rng: np.random.Generator,
     h: dict[str, np.ndarray],  # state of all horses
@@ -177,7 +177,7 @@ def _book(
     jockey[order] = circuit[race] * _JOCKEYS + wanted[race, turn]
     return jockey
 
-# %% ../nbs/04_simulate.ipynb #cell014
+# %% ../nbs/04_simulate.ipynb #cell017
 _LENGTHS, _SECONDS, _HAIR = 2.0, 0.16, 0.002  # lengths to a unit, seconds to a length, units to a dead heat
 
 def _finish(
@@ -201,7 +201,7 @@ def _par(distance: np.ndarray, wet: np.ndarray, dirt: np.ndarray) -> np.ndarray:
     "Seconds that an average horse needs."
     return distance / (17.9 - 0.0009 * distance) * (1 + 0.003 * (wet - 3) * (1 - dirt) - 0.004 * dirt)
 
-# %% ../nbs/04_simulate.ipynb #cell017
+# %% ../nbs/04_simulate.ipynb #cell020
 def _after(rng: np.random.Generator, h: dict, ran: np.ndarray, race: np.ndarray, position: np.ndarray, day: int) -> None:
     "Ratings follow the result; every horse that ran gets a date for its next race."
     n = race_sum(np.ones(len(race)), race)
@@ -265,7 +265,7 @@ def _day(rng: np.random.Generator, h: dict, day: int, card: dict, jockeys: np.nd
         "wears": mine["wears"], "kilos": kilos, "utility": u, "blind": blind,
     }  # fmt: skip
 
-# %% ../nbs/04_simulate.ipynb #cell018
+# %% ../nbs/04_simulate.ipynb #cell022
 def _programme(rng: np.random.Generator, races: int, years: float | None) -> dict[str, np.ndarray]:
     "Every race of the history: day, circuit, number, course, surface, distance and how its stalls bias it."
     day, circuit, number = _calendar(races, years)
@@ -306,7 +306,7 @@ def _history(
         seen.append({"wet": card["wet"]} | {k: v[card["course"]] for k, v in weather.items()})
     return programme | _joined(seen), _joined(rows)
 
-# %% ../nbs/04_simulate.ipynb #cell020
+# %% ../nbs/04_simulate.ipynb #cell025
 def attainable(
     p: np.ndarray,  # (n,) true win probabilities
     q: np.ndarray,  # (n,) believed win probabilities
@@ -341,7 +341,7 @@ def _market(rng: np.random.Generator, run: dict[str, np.ndarray], inefficiency: 
     error = np.sqrt(0.7) * rng.normal(size=len(race)) + np.sqrt(0.3) * blind / max(blind.std(), 1e-9)
     return softmax(run["utility"], race), public_view(run["utility"], error, race, inefficiency)
 
-# %% ../nbs/04_simulate.ipynb #cell022
+# %% ../nbs/04_simulate.ipynb #cell028
 _SYLLABLES = ["Ash", "Bel", "Cor", "Dun", "El", "Fen", "Glen", "Hal"], ["bury", "combe", "dale", "ford", "ham", "mere", "stoke", "wick"]
 _FIRST = [
     "Amber", "Brave", "Calm", "Distant", "Early", "Fleet", "Golden", "Hidden", "Ivory", "Jolly", "Keen", "Lucky", "Misty", "Noble", "Open", "Quiet",
@@ -412,7 +412,7 @@ def _result_tables(run: dict[str, np.ndarray], key: dict[str, pl.Series]) -> dic
     first = {"section_no": 1, "position": _series(run["early"]), "margin_lengths": _series(run["early_behind"].round(2)), "time_s": _series(half.round(2))}
     return {"results": pl.DataFrame(key | results), "sections": pl.DataFrame(key | first).drop_nulls("position")}
 
-# %% ../nbs/04_simulate.ipynb #cell024
+# %% ../nbs/04_simulate.ipynb #cell030
 def _herd(day: np.ndarray, horses: int | None) -> int:
     "Horses in training: as many as make seven starts a year, and always enough for the busiest day twice."
     runners = np.bincount(day).max() * int(_SIZES[-1])
@@ -426,7 +426,7 @@ def simulate(
     races: int = 1000,  # how many races
     seed: int = 0,  # same seed and arguments, same world, bit for bit
     *,
-    start: date = date(2018, 1, 3),  # first race day
+    start: date = date(2018, 1, 1),  # first race day
     inefficiency: float = 0.03,  # share of the attainable R² that the market gives up, 0 for a market that knows the truth
     takeout: float = 0.175,  # share of the win pool that the operator keeps
     horses: int | None = None,  # in training at any time; by default as many as make seven starts a year

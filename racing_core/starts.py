@@ -50,13 +50,13 @@ def race_codes(
     return codes
 
 def positions(
-    starts: pl.DataFrame,
+    starts: pl.DataFrame,  # rows of starts_frame
 ) -> np.ndarray:  # (n,) float64, nan when not finished
     "Official finishing positions; whoever fell or was disqualified has none."
     return starts.select(pl.when(pl.col("status") == "finished").then("position").cast(pl.Float64).fill_null(np.nan)).to_series().to_numpy()
 
 def winners(
-    starts: pl.DataFrame,
+    starts: pl.DataFrame,  # rows of starts_frame
 ) -> np.ndarray:  # (n,) float64, 1/k for each of k winners, 0 otherwise
     "Shares of the win: they sum to one in a race that has been run, to zero in one that has not."
     won, race = positions(starts) == 1, race_codes(starts)

@@ -12,7 +12,7 @@ from racing_core.errors import BadInput
 from racing_core.odds import implied, race_sum
 from racing_core.schema import TABLES, violations
 from racing_core.simulate import Effects, World, attainable, public_view, simulate
-from racing_core.starts import positions, race_codes, winners
+from racing_core.starts import positions, race_codes, starts_frame, winners
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,16 @@ def test_big_worlds_fit():
     assert 5 < runs.mean() < 8
 
 
-@pytest.mark.parametrize(("wrong", "word"), [({"races": 0}, "races"), ({"inefficiency": 1.2}, "inefficiency"), ({"takeout": -1}, "takeout"), ({"horses": 3}, "horses")])
-def test_wrong_wishes_are_refused(wrong, word):
-    with pytest.raises(BadInput, match=word):
+@pytest.mark.parametrize("wrong", [{"races": 0}, {"inefficiency": 1.2}, {"takeout": -1}, {"horses": 3}])
+def test_wrong_wishes_are_refused(wrong):
+    with pytest.raises(BadInput, match=next(iter(wrong))):
         simulate(**wrong)
+
+
+def test_the_starts_do_not_see_the_order_of_the_tables(world, starts):
+    shuffled = {name: table.sample(fraction=1, shuffle=True, seed=3) for name, table in world.tables.items()}
+    assert starts_frame(shuffled, world.truth.reverse()).equals(starts)
+    bare = starts_frame({name: shuffled[name] for name in ("races", "runners", "results")})
+    assert bare.schema == starts.schema
+    assert bare.drop("odds", "early_position", "true_p").equals(starts.drop("odds", "early_position", "true_p"))
+    assert bare.select(pl.col("odds", "early_position", "true_p").is_null().all()).row(0) == (True,) * 3

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from ..config import Home
-from . import hkjc
+from . import hkjc, netkeiba, racebase
 from .base import Parsed, Quarantine
 from .store import Store, write
 from ..errors import BadInput
@@ -44,7 +44,7 @@ class Reconciliation:
         return asdict(self)
 
 # %% ../../nbs/19_data.ingest.ipynb #cell007
-SOURCES: dict[str, Callable[..., Parsed]] = {"hkjc": hkjc.parse}
+SOURCES: dict[str, Callable[..., Parsed]] = {"hkjc": hkjc.parse, "netkeiba": netkeiba.parse, "racebase": racebase.parse}
 
 def _store(source: str, name: str, parsed: Parsed, home: Home, began: float) -> Reconciliation:
     "Write what was read and say what became of it."
