@@ -8,6 +8,7 @@ __all__ = ['MAP_NAME', 'column_map', 'match_columns', 'distance', 'price', 'pars
 # %% ../../nbs/13_data.racebase.ipynb #cell002
 import tomllib
 from collections.abc import Callable
+from importlib.resources import files as package_files
 from pathlib import Path
 
 import polars as pl
@@ -23,8 +24,8 @@ def column_map(
     path: str | Path,  # the CSV or its folder
 ) -> tuple[dict, Path]:  # the map, and the file it was read from
     "The owner's map where there is one beside the data, the package's otherwise."
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    file = next(f for f in (folder / MAP_NAME, Path(__file__).with_name(MAP_NAME)) if f.is_file())
+    own = (Path(path) if Path(path).is_dir() else Path(path).parent) / MAP_NAME
+    file = own if own.is_file() else Path(str(package_files("racing_core.data") / MAP_NAME))
     try:
         return tomllib.loads(file.read_text(encoding="utf-8")), file
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
@@ -34,8 +35,8 @@ def match_columns(
     found: list[str],  # columns of the CSV
     accepted: dict[str, list[str]],  # canonical name to names that a source may use
 ) -> dict[str, str]:  # canonical name to the column found
-    "Which column is which, whatever the case; each column serves once."
-    low, taken = {c.strip().lower(): c for c in reversed(found)}, {}
+    "Which column is which, whatever the case, blank or underscore; each column serves once."
+    low, taken = {c.strip().lower().replace(" ", "_"): c for c in reversed(found)}, {}
     for name, words in accepted.items():
         hit = next((low[w.lower()] for w in words if w.lower() in low and low[w.lower()] not in taken.values()), None)
         if hit is not None:
@@ -129,15 +130,16 @@ def parse(
     given, map_file = column_map(path)
     progress("rows")
     files, quarantine = files_of(path, "racebase"), Quarantine()
-    found = list(dict.fromkeys(c for f in files for c in read_file(f).columns))
+    found = list(dict.fromkeys(c for f in files for c in read_file(f).columns if c not in ("file", "row")))
     columns = match_columns(found, given["required"] | given["optional"])
     if lost := [f"{name} (any of {', '.join(words)})" for name, words in given["required"].items() if name not in columns]:
         raise BadInput("columns cannot be mapped", got=found, expected=lost, where=str(files[0]), do=f"add the names this source uses to a copy of {map_file.name} beside it")
-    everything = read_rows(files, [columns[name] for name in given["required"]], [c for c in found if c not in [columns[n] for n in given["required"]]])
+    needed = [columns[name] for name in given["required"]]
+    everything = read_rows(files, needed, [c for c in found if c not in needed])
     rows, duplicates = drop_duplicates(everything)
     dates = _dates(given["dates"]["formats"])
     key = insist(rows, [Field("native", columns["race_id"], text, "text"), Field("date", columns["date"], dates, "a date"), Field("course", columns["course"], text, "text")])
-    rows = rows.rename({columns["race_id"]: "_race", "file": "file"}).with_columns(race_id="racebase:" + key["native"])
+    rows = rows.with_columns(race_id="racebase:" + key["native"])
     progress("checks")
     out = _complete(translate(rows, _fields(columns, given), quarantine).hstack(key.drop("native")), given.get("constants", {}))
     spare = [c for c in found if c not in columns.values()]
