@@ -80,5 +80,5 @@ def test_japan_reconciles(shared_data, tmp_path):
     assert starts["class_level"].null_count() == 0
     assert starts.filter(pl.col("status") == "finished")["margin_lengths"].null_count() == 0
     by_time = starts.filter(pl.col("status") == "finished", pl.col("margin_lengths") < 30).with_columns(slow=pl.col("time_s") - pl.col("time_s").min().over("race_id"))
-    assert by_time.select(pl.corr("slow", "margin_lengths")).item() > 0.97
+    assert by_time.select(pl.corr("slow", "margin_lengths")).item() > 0.95
     assert not ingest("netkeiba", shared_data / "netkeiba", home).changed

@@ -137,11 +137,11 @@ class Quarantine:
         expected: str,  # what would have been accepted
         whole: bool = True,  # does it spoil the whole race?
     ):
-        "Record one fault for each row."
+        "Record one fault for each row, the first only of one cell."
         if len(rows):
             self.races |= set(rows["race_id"]) if whole else set()
             found = rows.with_columns(column=pl.lit(column), expected=pl.lit(expected)).select(*_FAULT).cast(_FAULT)
-            self.faults = self.faults.vstack(found)
+            self.faults = self.faults.vstack(found).unique(["file", "row", "column"], keep="first", maintain_order=True)
 
 @dataclass(frozen=True)
 class Field:
@@ -207,12 +207,12 @@ def _judge_races(rows: pl.DataFrame, quarantine: Quarantine):
     quarantine.add(finished.with_columns(got=pl.lit("nothing")), "position", "the position of a runner that finished")
 
 def _fill(rows: pl.DataFrame, table: Table, quarantine: Quarantine, whole: bool = True) -> pl.DataFrame:
-    "The rows as a canonical table; what breaks its rules is quarantined, with its race when `whole`, alone otherwise."
+    "The rows as a canonical table; what breaks its rules is quarantined, with its race when `whole`, alone otherwise. One fault a row is enough."
     df = conform(rows.select(c for c in rows.columns if c in table.columns), table)
     broken = violations(df, table)
-    where = rows.with_row_index("at").select("at", "file", "row", "race_id")
+    where = rows.with_row_index("at").select("at", "file", "row", "race_id").join(quarantine.faults, on=["file", "row"], how="anti")
     for (column, expected), faults in broken.group_by("column", "expected", maintain_order=True):
-        quarantine.add(faults.select(pl.col("row").alias("at"), pl.col("got")).join(where, on="at", how="left"), column, expected, whole)
+        quarantine.add(faults.select(pl.col("row").alias("at"), pl.col("got")).join(where, on="at"), column, expected, whole)
     spoilt = pl.col("race_id").is_in(list(quarantine.races)) if whole else pl.int_range(pl.len()).is_in(broken["row"].to_list())
     return df.filter(~spoilt).sort(table.key)
 

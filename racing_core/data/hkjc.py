@@ -68,7 +68,7 @@ _FIELDS = [
     Field("draw", "draw", integer, "a stall"), Field("weight_kg", "actual_wt_lbs", _pounds, "pounds"), Field("body_weight_kg", "declared_wt_lbs", _pounds, "pounds"),
     Field("status", "place", _status, "a position or one of " + " ".join(_OFF_CODES)), Field("position", "place", _inside(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
     Field("margin_lengths", "lbw", lengths, "lengths like 1-1/4", ("多個馬位", "遙遙落後")), Field("time_s", "finish_time", clock, "a time like 1:10.33"),
-    Field("odds", "win_odds", number, "decimal odds", whole=False), Field("pounds", "actual_wt_lbs", integer, "pounds"),
+    Field("odds", "win_odds", number, "decimal odds", whole=False),
 ]  # fmt: skip
 
 def _keyed(rows: pl.DataFrame) -> pl.DataFrame:
@@ -83,6 +83,7 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     return out.with_columns(
         source=pl.lit("hkjc"), jurisdiction=pl.lit("HK"), race_type=pl.lit("flat"), currency=pl.lit("HKD"), course=pl.col("course").replace_strict(COURSE_NAME),
         margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths"), handicap=pl.col("name").str.contains("讓賽"),
+        pounds=(pl.col("weight_kg") / _KG).round().cast(pl.Int32),
     )  # fmt: skip
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell009
@@ -91,7 +92,9 @@ def _ratings(
     known: pl.DataFrame,  # race_id, runner_no, known: ratings of some runners
 ) -> pl.DataFrame:  # race_id, runner_no, rating
     "Ratings rebuilt from carried weights, for all starters of a handicap or none."
-    ran = rows.filter(pl.col("handicap") & (pl.col("status") != "non_runner")).join(known, on=["race_id", "runner_no"], how="left").sort("race_id", "runner_no")
+    key = ["race_id", "runner_no"]
+    ran = rows.filter(pl.col("handicap") & (pl.col("status") != "non_runner")).unique(key, keep="first", maintain_order=True)
+    ran = ran.join(known.unique(key, keep="first", maintain_order=True), on=key, how="left").sort(key)
     ran = ran.with_columns(allotted=pl.col("pounds").reverse().cum_max().reverse().over("race_id"))
     level = (pl.col("known") - pl.col("allotted")).quantile(0.5, "lower").over("race_id")
     level = pl.coalesce(level, (pl.col("rating_high") - pl.col("allotted").max()).over("race_id").cast(pl.Float64))
