@@ -5,13 +5,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 from hkjc_files import HEAD, meeting, runner, write
+
 from racing_core.config import Home
 from racing_core.data.ingest import ingest
 from racing_core.data.store import Store
 from racing_core.errors import BadInput
 
 
-@pytest.fixture()
+@pytest.fixture
 def home(tmp_path) -> Home:
     "A home whose store already holds one good meeting."
     home = Home(tmp_path / "home", "")

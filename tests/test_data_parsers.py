@@ -5,6 +5,7 @@ import math
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from racing_core.data.base import clock, integer, lengths, number
 from racing_core.data.racebase import distance, price
 

@@ -13,6 +13,7 @@ from hkjc_files import meeting
 from hkjc_files import write as write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from racing_core.config import Home
 from racing_core.data.base import Parsed, Quarantine
 from racing_core.data.ingest import ingest
@@ -24,14 +25,11 @@ from racing_core.schema import PRICES, RACES, RESULTS, RUNNERS, conform
 def season(cards: dict[int, tuple[int, float]]) -> Parsed:
     "Races by day number since 2018-12-20: (runners, price of number 1)."
     ids = {d: f"made:{d}" for d in cards}
-    race = pl.DataFrame(
-        [dict(race_id=ids[d], source="made", jurisdiction="SIM", date=date(2018, 12, 20) + timedelta(d), course="ST", race_no=1, going="good") for d in cards],
-        schema={"race_id": pl.String, "source": pl.String, "jurisdiction": pl.String, "date": pl.Date, "course": pl.String, "race_no": pl.Int16, "going": pl.String},
-    )
-    rows = pl.DataFrame(
-        [dict(race_id=ids[d], runner_no=n, horse_id=f"h{n}", odds=price + n, position=n, status="finished") for d, (size, price) in cards.items() for n in range(size, 0, -1)],
-        schema={"race_id": pl.String, "runner_no": pl.Int16, "horse_id": pl.String, "odds": pl.Float64, "position": pl.Int16, "status": pl.String},
-    )
+    days = {"race_id": pl.Series(ids.values(), dtype=pl.String), "date": pl.Series([date(2018, 12, 20) + timedelta(d) for d in cards], dtype=pl.Date)}
+    race = pl.DataFrame(days).with_columns(source=pl.lit("made"), jurisdiction=pl.lit("SIM"), course=pl.lit("ST"), race_no=1, going=pl.lit("good"))
+    lines = [(ids[d], n, price + n) for d, (size, price) in cards.items() for n in range(size, 0, -1)]
+    rows = pl.DataFrame(lines, {"race_id": pl.String, "runner_no": pl.Int16, "odds": pl.Float64}, orient="row")
+    rows = rows.with_columns(horse_id=pl.format("h{}", "runner_no"), position="runner_no", status=pl.lit("finished"))
     tables = {
         "races": conform(race, RACES), "runners": conform(rows.select("race_id", "runner_no", "horse_id"), RUNNERS),
         "results": conform(rows.select("race_id", "runner_no", "status", "position"), RESULTS),

@@ -31,7 +31,8 @@ def files_of(
     files = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
     named = [p for p in files if kind in str(p.relative_to(path))]
     if required and not (named or files):
-        raise BadInput("nothing to read", got="no such path" if not path.exists() else "no such file in it", expected=f"{kind} as {', '.join(_SUFFIXES)}", where=str(path))
+        got = "no such file in it" if path.exists() else "no such path"
+        raise BadInput("nothing to read", got=got, expected=f"{kind} as {', '.join(_SUFFIXES)}", where=str(path))
     return named or (files if required else [])
 
 # %% ../../nbs/10_data.base.ipynb #cell006
@@ -143,6 +144,7 @@ class Quarantine:
             found = rows.with_columns(column=pl.lit(column), expected=pl.lit(expected)).select(*_FAULT).cast(_FAULT)
             self.faults = self.faults.vstack(found).unique(["file", "row", "column"], keep="first", maintain_order=True)
 
+# %% ../../nbs/10_data.base.ipynb #cell016
 @dataclass(frozen=True)
 class Field:
     "How one column of a source becomes one canonical column."
@@ -159,6 +161,7 @@ def _unread(rows: pl.DataFrame, out: pl.DataFrame, f: Field) -> pl.DataFrame:
     said = rows.select(text(pl.col(f.raw))).to_series()
     return rows.with_columns(got=said).filter(said.is_not_null() & ~said.is_in(list(f.unknown)) & out[f.name].is_null())
 
+# %% ../../nbs/10_data.base.ipynb #cell017
 def insist(
     rows: pl.DataFrame,  # raw rows with file and row
     fields: list[Field],  # columns without which a row belongs to no race
@@ -169,8 +172,8 @@ def insist(
         bad = rows.with_columns(got=pl.col(f.raw)).filter(out[f.name].is_null())
         if len(bad):
             first = bad.row(0, named=True)
-            where = f"{first['file']}, row {first['row']}, column {f.raw}"
-            raise BadInput("a row does not say which race it belongs to", got=first["got"] or "nothing", expected=f.expected, where=where, do="mend or delete the row")
+            where, got = f"{first['file']}, row {first['row']}, column {f.raw}", first["got"] or "nothing"
+            raise BadInput("a row does not say which race it belongs to", got=got, expected=f.expected, where=where, do="mend or delete the row")
     return out
 
 def translate(
@@ -184,7 +187,7 @@ def translate(
         quarantine.add(_unread(rows, out, f), f.raw, f.expected, f.whole)
     return out
 
-# %% ../../nbs/10_data.base.ipynb #cell019
+# %% ../../nbs/10_data.base.ipynb #cell021
 @dataclass(frozen=True)
 class Parsed:
     "What an adapter makes of its files."
@@ -193,16 +196,17 @@ class Parsed:
     quarantine: pl.DataFrame  # file, row, race_id, column, got, expected
     reconciliation: dict = field(default_factory=dict)  # counts that add up to the rows read
 
-def _first(columns: Iterable[str]) -> list[pl.Expr]:
-    return [pl.col(c).drop_nulls().first() for c in columns]
+def _race_columns(rows: pl.DataFrame) -> list[str]:
+    return [c for c in RACES.columns if c in rows.columns and c != "race_id"]
 
 def _judge_races(rows: pl.DataFrame, quarantine: Quarantine):
     "Find races that contradict themselves, and results that cannot be."
-    for c in (c for c in RACES.columns if c in rows.columns and c != "race_id"):
+    for c in _race_columns(rows):
         bad = rows.filter(pl.col(c).drop_nulls().n_unique().over("race_id") > 1)
         quarantine.add(bad.with_columns(got=pl.col(c).cast(pl.String)), c, f"one {c} for the whole race")
     won = (pl.col("position") == 1) & (pl.col("status") == "finished")
-    quarantine.add(rows.filter(~won.any().over("race_id")).unique("race_id").with_columns(got=pl.lit("no winner")), "position", "at least one runner in position 1")
+    lost = rows.filter(~won.any().over("race_id")).unique("race_id", keep="first", maintain_order=True)
+    quarantine.add(lost.with_columns(got=pl.lit("no winner")), "position", "at least one runner in position 1")
     finished = rows.filter((pl.col("status") == "finished") & pl.col("position").is_null())
     quarantine.add(finished.with_columns(got=pl.lit("nothing")), "position", "the position of a runner that finished")
 
@@ -216,16 +220,17 @@ def _fill(rows: pl.DataFrame, table: Table, quarantine: Quarantine, whole: bool 
     spoilt = pl.col("race_id").is_in(list(quarantine.races)) if whole else pl.int_range(pl.len()).is_in(broken["row"].to_list())
     return df.filter(~spoilt).sort(table.key)
 
-# %% ../../nbs/10_data.base.ipynb #cell020
+# %% ../../nbs/10_data.base.ipynb #cell022
 def _card(rows: pl.DataFrame, quarantine: Quarantine) -> dict[str, pl.DataFrame]:
     "Races, runners, results and closing prices of the races without a fault."
     _judge_races(rows, quarantine)
-    heads = rows.group_by("race_id", maintain_order=True).agg(pl.col("file", "row").first(), *_first(c for c in RACES.columns if c in rows.columns and c != "race_id"))
+    heads = rows.group_by("race_id", maintain_order=True).agg(pl.col("file", "row").first(), *(pl.col(c).drop_nulls().first() for c in _race_columns(rows)))
     priced = rows.filter(pl.col("odds").is_not_null(), pl.col("status") != "non_runner").with_columns(stage=pl.lit("closing"))
     tables = {t.name: _fill(part, t, quarantine) for t, part in ((RACES, heads), (RUNNERS, rows), (RESULTS, rows))}
     tables["prices"] = _fill(priced, PRICES, quarantine, whole=False)
     return {name: df.filter(~pl.col("race_id").is_in(list(quarantine.races))) for name, df in tables.items()}
 
+# %% ../../nbs/10_data.base.ipynb #cell023
 def _beside(rows: pl.DataFrame, name: str, card: dict[str, pl.DataFrame], quarantine: Quarantine, why: dict[str, int]) -> pl.DataFrame:
     "A side table without its faulty rows and without the rows of races that were not kept."
     key = [c for c in RUNNERS.key if c in rows.columns]

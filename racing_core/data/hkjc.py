@@ -11,7 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word
+from racing_core.data.base import (
+    Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
+)  # fmt: skip
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell005
 KINDS = {
@@ -35,12 +37,15 @@ FORM_CLASS = {f"{p}{i}": f"group_{i}" for p in ("G", "HKG") for i in (1, 2, 3)} 
     "GRIFFIN": "newcomer", "4YO": "open", "R": "open",
 }  # fmt: skip
 POOLS = {
-    "獨贏": "win", "位置": "place", "連贏": "quinella", "位置Q": "quinella_place", "二重彩": "exacta", "三重彩": "trifecta", "單T": "trio", "四連環": "first_four", "四重彩": "quartet",
+    "獨贏": "win", "位置": "place", "連贏": "quinella", "位置Q": "quinella_place", "二重彩": "exacta", "三重彩": "trifecta", "單T": "trio",
+    "四連環": "first_four", "四重彩": "quartet",
 }  # fmt: skip
 _KG = 0.45359237
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell007
-_OFF_CODES = {c: "non_runner" for c in ("WV", "WV-A", "WX", "WX-A", "WXNR")} | {c: "did_not_finish" for c in ("PU", "UR", "FE", "DNF", "TNP")} | {"DISQ": "disqualified"}
+_OFF_CODES = {
+    **dict.fromkeys(("WV", "WV-A", "WX", "WX-A", "WXNR"), "non_runner"), **dict.fromkeys(("PU", "UR", "FE", "DNF", "TNP"), "did_not_finish"), "DISQ": "disqualified",
+}  # fmt: skip
 
 def _status(e: pl.Expr) -> pl.Expr:
     e = text(e)
@@ -56,21 +61,39 @@ def _pounds(e: pl.Expr) -> pl.Expr:
 def _surface(e: pl.Expr) -> pl.Expr:
     return pl.when(e.str.contains("全天候")).then(pl.lit("all_weather")).when(e.str.contains("草地")).then(pl.lit("turf"))
 
-_KEY = [Field("date", "date", day(), "a date like 2016-01-31"), Field("course", "venue", word(COURSE), "沙田 or 跑馬地"), Field("race_no", "race_no", integer, "a whole number")]
+# %% ../../nbs/11_data.hkjc.ipynb #cell008
+_NAMED = "a name and a code like (T380)"
+_KEY = [
+    Field("date", "date", day(), "a date like 2016-01-31"),
+    Field("course", "venue", word(COURSE), "沙田 or 跑馬地"),
+    Field("race_no", "race_no", integer, "a whole number"),
+]
 _FIELDS = [
-    Field("name", "race_name", text, "text"), Field("surface", "course", _surface, "草地 or 全天候跑道"), Field("rail", "rail", text, "text"),
-    Field("distance_m", "distance_m", integer, "metres"), Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
-    Field("class_level", "race_class", word(CLASS_WORDS), "第一班 … 第五班 or 香港一級賽 …"), Field("prize", "prize_hkd", number, "HKD"),
-    Field("rating_high", "rating_range", _inside(r"^\s*(\d+)-\d+\s*$", integer), "a range like 60-40"), Field("rating_low", "rating_range", _inside(r"^\s*\d+-(\d+)\s*$", integer), "a range like 60-40"),
-    Field("runner_no", "horse_no", integer, "a saddle-cloth number"), Field("horse_id", "horse_name", _inside(r"\(([A-Z]+\d+)\)\s*$"), "a name and a code like (T380)"),
-    Field("horse_name", "horse_name", _inside(r"^(.*?)\s*\([A-Z]+\d+\)\s*$"), "a name and a code like (T380)"),
-    Field("jockey_id", "jockey", text, "text"), Field("jockey_name", "jockey", text, "text"), Field("trainer_id", "trainer", text, "text"), Field("trainer_name", "trainer", text, "text"),
-    Field("draw", "draw", integer, "a stall"), Field("weight_kg", "actual_wt_lbs", _pounds, "pounds"), Field("body_weight_kg", "declared_wt_lbs", _pounds, "pounds"),
-    Field("status", "place", _status, "a position or one of " + " ".join(_OFF_CODES)), Field("position", "place", _inside(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
-    Field("margin_lengths", "lbw", lengths, "lengths like 1-1/4", ("多個馬位", "遙遙落後")), Field("time_s", "finish_time", clock, "a time like 1:10.33"),
+    Field("name", "race_name", text, "text"),
+    Field("surface", "course", _surface, "草地 or 全天候跑道"),
+    Field("rail", "rail", text, "text"),
+    Field("distance_m", "distance_m", integer, "metres"),
+    Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
+    Field("class_level", "race_class", word(CLASS_WORDS), "one of " + " ".join(CLASS_WORDS)),
+    Field("rating_high", "rating_range", _inside(r"^\s*(\d+)-\d+\s*$", integer), "a range like 60-40"),
+    Field("rating_low", "rating_range", _inside(r"^\s*\d+-(\d+)\s*$", integer), "a range like 60-40"),
+    Field("prize", "prize_hkd", number, "HKD"),
+    Field("runner_no", "horse_no", integer, "a saddle-cloth number"),
+    Field("horse_id", "horse_name", _inside(r"\(([A-Z]+\d+)\)\s*$"), _NAMED),
+    Field("horse_name", "horse_name", _inside(r"^(.*?)\s*\([A-Z]+\d+\)\s*$"), _NAMED),
+    Field("jockey_id", "jockey", text, "text"),
+    Field("trainer_id", "trainer", text, "text"),
+    Field("draw", "draw", integer, "a stall"),
+    Field("weight_kg", "actual_wt_lbs", _pounds, "pounds"),
+    Field("body_weight_kg", "declared_wt_lbs", _pounds, "pounds"),
+    Field("status", "place", _status, "a position or one of " + " ".join(_OFF_CODES)),
+    Field("position", "place", _inside(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
+    Field("margin_lengths", "lbw", lengths, "lengths like 1-1/4", ("多個馬位", "遙遙落後")),
+    Field("time_s", "finish_time", clock, "a time like 1:10.33"),
     Field("odds", "win_odds", number, "decimal odds", whole=False),
-]  # fmt: skip
+]
 
+# %% ../../nbs/11_data.hkjc.ipynb #cell009
 def _keyed(rows: pl.DataFrame) -> pl.DataFrame:
     "The rows with their race_id, `hkjc:2016-01-01:ST:1`."
     key = insist(rows, _KEY).select(race_id=pl.format("hkjc:{}:{}:{}", pl.col("date").cast(pl.String), "course", "race_no"))
@@ -82,11 +105,12 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     out = translate(rows, _FIELDS, quarantine).hstack(insist(rows, _KEY))
     return out.with_columns(
         source=pl.lit("hkjc"), jurisdiction=pl.lit("HK"), race_type=pl.lit("flat"), currency=pl.lit("HKD"), course=pl.col("course").replace_strict(COURSE_NAME),
+        jockey_name=pl.col("jockey_id"), trainer_name=pl.col("trainer_id"),
         margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths"), handicap=pl.col("name").str.contains("讓賽"),
         pounds=(pl.col("weight_kg") / _KG).round().cast(pl.Int32),
     )  # fmt: skip
 
-# %% ../../nbs/11_data.hkjc.ipynb #cell009
+# %% ../../nbs/11_data.hkjc.ipynb #cell011
 def _ratings(
     rows: pl.DataFrame,  # declared runners: race_id, runner_no, status, handicap, pounds, rating_high
     known: pl.DataFrame,  # race_id, runner_no, known: ratings of some runners
@@ -101,8 +125,13 @@ def _ratings(
     whole = (pl.col("pounds").is_not_null() & level.is_not_null()).all().over("race_id")
     return ran.select("race_id", "runner_no", rating=pl.when(whole).then((pl.col("allotted") + level).clip(0, 200)))
 
-# %% ../../nbs/11_data.hkjc.ipynb #cell012
-_FORM = [Field("distance_form", "distance_m", integer, "metres"), Field("class_form", "race_class", word(FORM_CLASS), "a class"), Field("known", "rating", integer, "a rating")]
+# %% ../../nbs/11_data.hkjc.ipynb #cell014
+_FORM = {"distance_form": ("distance_m", integer), "class_form": ("race_class", word(FORM_CLASS)), "known": ("rating", integer)}
+
+def _agreed(column: str) -> pl.Expr:
+    "What all rows of a race that say anything say."
+    said = pl.col(column).drop_nulls()
+    return pl.when(said.n_unique() == 1).then(said.first()).over("race_id")
 
 def _with_form(rows: pl.DataFrame, form: pl.DataFrame | None) -> pl.DataFrame:
     "Fill distance and class from form records, and add the rebuilt ratings."
@@ -110,10 +139,9 @@ def _with_form(rows: pl.DataFrame, form: pl.DataFrame | None) -> pl.DataFrame:
         known = rows.select("race_id", "runner_no", known=pl.lit(None, pl.Int32))
     else:
         key = insist(form, [Field("date", "date", day("%d/%m/%Y"), "a date like 31/01/2016"), Field("horse_id", "horse_no", text, "a horse's code")])
-        form = key.hstack(form.select(f.parse(pl.col(f.raw)).alias(f.name) for f in _FORM)).unique(["horse_id", "date"], keep="first", maintain_order=True)
-        rows = rows.join(form, on=["horse_id", "date"], how="left", maintain_order="left")
-        agreed = [pl.when(pl.col(c).drop_nulls().n_unique() == 1).then(pl.col(c).drop_nulls().first()).over("race_id").alias(c) for c in ("distance_form", "class_form")]
-        rows = rows.with_columns(agreed).with_columns(distance_m=pl.coalesce("distance_m", "distance_form"), class_level=pl.coalesce("class_level", "class_form"))
+        form = key.hstack(form.select(parse(pl.col(raw)).alias(name) for name, (raw, parse) in _FORM.items()))
+        rows = rows.join(form.unique(["horse_id", "date"], keep="first", maintain_order=True), on=["horse_id", "date"], how="left", maintain_order="left")
+        rows = rows.with_columns(distance_m=pl.coalesce("distance_m", _agreed("distance_form")), class_level=pl.coalesce("class_level", _agreed("class_form")))
         known = rows.select("race_id", "runner_no", "known")
         rows = rows.drop("known")
     return rows.join(_ratings(rows, known), on=["race_id", "runner_no"], how="left", maintain_order="left")
@@ -122,10 +150,11 @@ def _with_comments(rows: pl.DataFrame, comments: pl.DataFrame | None) -> pl.Data
     "Gear (`none` for a runner declared without) and the comment written after the race."
     if comments is None:
         return rows
-    said = _keyed(comments).select("race_id", integer(pl.col("horse_no")).alias("runner_no"), text(pl.col("commentary")).alias("comment"), pl.col("gear").str.strip_chars().replace("--", "none"))
+    gear = pl.col("gear").str.strip_chars().replace("--", "none")
+    said = _keyed(comments).select("race_id", gear, runner_no=integer(pl.col("horse_no")), comment=text(pl.col("commentary")))
     return rows.join(said.unique(["race_id", "runner_no"], keep="first", maintain_order=True), on=["race_id", "runner_no"], how="left", maintain_order="left")
 
-# %% ../../nbs/11_data.hkjc.ipynb #cell013
+# %% ../../nbs/11_data.hkjc.ipynb #cell015
 def _split(e: pl.Expr) -> pl.Expr:
     return clock(e.str.strip_chars().str.extract(r"^(\S+)"))
 
@@ -134,16 +163,19 @@ def _timed(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     rows, parts = _keyed(rows), []
     for i in range(1, 7):
         fields = [
-            Field("runner_no", "horse_no", integer, "a number", whole=False), Field("position", f"sec{i}_running_pos", integer, "a position", whole=False),
-            Field("margin_lengths", f"sec{i}_margin", lengths, "lengths like 1-1/4", ("ML", "TO"), whole=False), Field("time_s", f"sec{i}_time", _split, "seconds", whole=False),
-        ]  # fmt: skip
+            Field("runner_no", "horse_no", integer, "a number", whole=False),
+            Field("position", f"sec{i}_running_pos", integer, "a position", whole=False),
+            Field("margin_lengths", f"sec{i}_margin", lengths, "lengths like 1-1/4", ("ML", "TO"), whole=False),
+            Field("time_s", f"sec{i}_time", _split, "seconds", whole=False),
+        ]
         parts.append(translate(rows, fields, quarantine).filter(pl.col("position").is_not_null()).with_columns(section_no=pl.lit(i, pl.Int8)))
     return pl.concat(parts).with_columns(margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths"))
 
 def _positions(rows: pl.DataFrame, declared: pl.DataFrame) -> pl.DataFrame:
     "Sections from the running positions of the results (`5 4 1`)."
-    ran = declared.select("file", "row", "race_id", "runner_no", "status").hstack(rows.select(pl.col("running_position").str.strip_chars().str.extract_all(r"\d+").alias("position")))
-    ran = ran.filter((pl.col("status") != "non_runner") & (pl.col("position").list.len() > 0)).with_columns(section_no=pl.int_ranges(1, pl.col("position").list.len() + 1, dtype=pl.Int8))
+    ran = declared.select("file", "row", "race_id", "runner_no", "status").with_columns(position=rows["running_position"].str.extract_all(r"\d+"))
+    sections = pl.col("position").list.len()
+    ran = ran.filter(pl.col("status") != "non_runner", sections > 0).with_columns(section_no=pl.int_ranges(1, sections + 1, dtype=pl.Int8))
     return ran.explode("position", "section_no").drop("status").with_columns(pl.col("position").cast(pl.Int32))
 
 def _sections(rows: pl.DataFrame, declared: pl.DataFrame, timed: pl.DataFrame | None, quarantine: Quarantine) -> pl.DataFrame:
@@ -154,10 +186,11 @@ def _sections(rows: pl.DataFrame, declared: pl.DataFrame, timed: pl.DataFrame | 
     sections = _timed(timed, quarantine)
     return pl.concat([sections, called.join(sections, on=["race_id", "runner_no"], how="anti", maintain_order="left")], how="diagonal_relaxed")
 
-# %% ../../nbs/11_data.hkjc.ipynb #cell015
+# %% ../../nbs/11_data.hkjc.ipynb #cell017
 def _dividends(rows: pl.DataFrame, why: dict[str, int]) -> pl.DataFrame:
     "Dividends of single-race pools for a stake of one."
-    rows = _keyed(rows).with_columns(pool=word(POOLS)(pl.col("pool")), said=text(pl.col("dividend_hkd")), combination=text(pl.col("combination")).str.replace_all(r"\s*,\s*", "-"))
+    combination = text(pl.col("combination")).str.replace_all(r"\s*,\s*", "-")
+    rows = _keyed(rows).with_columns(combination, pool=word(POOLS)(pl.col("pool")), said=text(pl.col("dividend_hkd")))
     single = rows.filter(pl.col("pool").is_not_null())
     paid = single.filter(pl.col("combination").is_not_null())
     unit = number(pl.col("said").str.extract(r"/\$([\d.]+)$")).fill_null(10.0)
@@ -166,7 +199,7 @@ def _dividends(rows: pl.DataFrame, why: dict[str, int]) -> pl.DataFrame:
     why["dividends: not a number, null"] = paid["dividend"].null_count()
     return paid.select("file", "row", "race_id", "pool", "combination", "dividend")
 
-# %% ../../nbs/11_data.hkjc.ipynb #cell017
+# %% ../../nbs/11_data.hkjc.ipynb #cell019
 def _read(path: Path, kind: str, required: bool = False) -> tuple[pl.DataFrame | None, int, int]:
     "The rows of one kind without exact duplicates, how many were read, how many dropped; nothing where there is no file."
     if not (files := files_of(path, kind, required)):

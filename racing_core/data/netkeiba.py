@@ -11,7 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word
+from racing_core.data.base import (
+    Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
+)  # fmt: skip
 
 # %% ../../nbs/12_data.netkeiba.ipynb #cell005
 KINDS = {
@@ -20,7 +22,8 @@ KINDS = {
     "payouts": "race_id bet_type combination payout",
 }  # fmt: skip
 COURSE = {
-    "札幌": "Sapporo", "函館": "Hakodate", "福島": "Fukushima", "新潟": "Niigata", "東京": "Tokyo", "中山": "Nakayama", "中京": "Chukyo", "京都": "Kyoto", "阪神": "Hanshin", "小倉": "Kokura",
+    "札幌": "Sapporo", "函館": "Hakodate", "福島": "Fukushima", "新潟": "Niigata", "東京": "Tokyo", "中山": "Nakayama", "中京": "Chukyo", "京都": "Kyoto",
+    "阪神": "Hanshin", "小倉": "Kokura",
 }  # fmt: skip
 SKY = {"晴": "fine", "曇": "cloudy", "小雨": "light_rain", "雨": "rain", "小雪": "light_snow", "雪": "snow"}
 GOING_WORDS = {"良": "firm", "稍重": "good", "重": "yielding", "不良": "soft"}
@@ -47,22 +50,40 @@ def _status(e: pl.Expr) -> pl.Expr:
 def _part(pattern: str, parse: Callable[[pl.Expr], pl.Expr] = text) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: parse(e.str.extract(pattern))
 
-_KEY = [Field("native", "race_id", _part(r"^(\d+)$"), "digits"), Field("date", "race_date", day(), "a date like 2024-08-24"),
-        Field("course", "racecourse", word(COURSE), "one of " + " ".join(COURSE)), Field("race_no", "race_number", integer, "a whole number")]  # fmt: skip
-_FIELDS = [
-    Field("name", "race_name", text, "text"), Field("surface", "surface", word({"芝": "turf", "ダ": "dirt"}), "芝 or ダ"), Field("distance_m", "distance_m", integer, "metres"),
-    Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)), Field("clock_time", "start_time", _part(r"^(\d\d:\d\d)$"), "a time like 15:40"),
-    Field("sky", "weather", word(SKY), "one of " + " ".join(SKY)), Field("runner_no", "umaban", integer, "a number"), Field("draw", "umaban", integer, "a number"),
-    Field("horse_id", "horse_id", text, "text"), Field("horse_name", "horse_name", text, "text"), Field("jockey_id", "jockey_id", text, "text"),
-    Field("jockey_name", "jockey_name", text, "text"), Field("trainer_id", "trainer_id", text, "text"), Field("trainer_name", "trainer_name", lambda e: text(e.str.replace(r"^\[.\]", "")), "text"),
-    Field("weight_kg", "kinryo", number, "kilograms"), Field("body_weight_kg", "weight", _part(r"^(\d+)", number), "a weight like 462(-6)", ("計不",)),
-    Field("age", "sex_age", _part(r"^[牡牝セ](\d+)$", integer), "牡, 牝 or セ and an age"), Field("sex_word", "sex_age", _part(r"^([牡牝セ])\d+$"), "牡, 牝 or セ and an age"),
-    Field("status", "finish_pos", _status, "a position or one of " + " ".join(_OFF_CODES)), Field("position", "finish_pos", _part(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
-    Field("behind", "margin", lengths, "lengths like 1.1/4"), Field("time_s", "time", clock, "a time like 1:34.8"),
-    Field("odds", "odds_final", number, "decimal odds", whole=False), Field("earned", "prize", number, "10,000 JPY"),
-]  # fmt: skip
-
 # %% ../../nbs/12_data.netkeiba.ipynb #cell009
+_KEY = [
+    Field("native", "race_id", _part(r"^(\d+)$"), "digits"),
+    Field("date", "race_date", day(), "a date like 2024-08-24"),
+    Field("course", "racecourse", word(COURSE), "one of " + " ".join(COURSE)),
+    Field("race_no", "race_number", integer, "a whole number"),
+]
+_FIELDS = [
+    Field("name", "race_name", text, "text"),
+    Field("surface", "surface", word({"芝": "turf", "ダ": "dirt"}), "芝 or ダ"),
+    Field("distance_m", "distance_m", integer, "metres"),
+    Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
+    Field("clock_time", "start_time", _part(r"^(\d\d:\d\d)$"), "a time like 15:40"),
+    Field("sky", "weather", word(SKY), "one of " + " ".join(SKY), whole=False),
+    Field("runner_no", "umaban", integer, "a number"),
+    Field("horse_id", "horse_id", text, "text"),
+    Field("horse_name", "horse_name", text, "text"),
+    Field("jockey_id", "jockey_id", text, "text"),
+    Field("jockey_name", "jockey_name", text, "text"),
+    Field("trainer_id", "trainer_id", text, "text"),
+    Field("trainer_name", "trainer_name", _part(r"^(?:\[.\])?(.*)$"), "text"),
+    Field("weight_kg", "kinryo", number, "kilograms"),
+    Field("body_weight_kg", "weight", _part(r"^(\d+)", number), "a weight like 462(-6)", ("計不",)),
+    Field("age", "sex_age", _part(r"^[牡牝セ](\d+)$", integer), "牡, 牝 or セ and an age"),
+    Field("sex_word", "sex_age", _part(r"^([牡牝セ])\d+$"), "牡, 牝 or セ and an age"),
+    Field("status", "finish_pos", _status, "a position or one of " + " ".join(_OFF_CODES)),
+    Field("position", "finish_pos", _part(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
+    Field("behind", "margin", lengths, "lengths like 1.1/4"),
+    Field("time_s", "time", clock, "a time like 1:34.8"),
+    Field("odds", "odds_final", number, "decimal odds", whole=False),
+    Field("earned", "prize", number, "10,000 JPY"),
+]
+
+# %% ../../nbs/12_data.netkeiba.ipynb #cell010
 def _sex(word: pl.Expr, age: pl.Expr) -> pl.Expr:
     "Colts and fillies become horses and mares at five."
     grown = age >= 5
@@ -82,19 +103,21 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     key = insist(rows, _KEY)
     rows = rows.with_columns(race_id="netkeiba:" + key["native"])
     out = translate(rows, _FIELDS, quarantine).hstack(key.drop("native"))
-    off = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime("%Y-%m-%d %H:%M", strict=False).dt.replace_time_zone("Asia/Tokyo").dt.convert_time_zone("UTC")
+    off = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", strict=False)
+    off = off.dt.replace_time_zone("Asia/Tokyo").dt.convert_time_zone("UTC")
     out = out.with_columns(
         source=pl.lit("netkeiba"), jurisdiction=pl.lit("JP"), currency=pl.lit("JPY"), off_utc=off, class_level=_class(pl.col("name")),
         race_type=pl.when(pl.col("name").str.contains(r"障害|\(JG")).then(pl.lit("jump")).otherwise(pl.lit("flat")),
-        sex=_sex(pl.col("sex_word"), pl.col("age")), prize=pl.col("earned").sum().over("race_id") * 10_000,
+        draw=pl.col("runner_no"), sex=_sex(pl.col("sex_word"), pl.col("age")), prize=pl.col("earned").sum().over("race_id") * 10_000,
     )  # fmt: skip
     return _margins(out)
 
-# %% ../../nbs/12_data.netkeiba.ipynb #cell011
+# %% ../../nbs/12_data.netkeiba.ipynb #cell012
 def _sections(rows: pl.DataFrame, declared: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     "Position at each corner, then the time of the last 600 metres and the finishing position."
     last = translate(rows.with_columns(declared["race_id"]), [Field("last", "last_3f", number, "seconds", whole=False)], quarantine)["last"]
-    ran = declared.select("file", "row", "race_id", "runner_no", "position", "race_type").with_columns(last, corners=rows["passing_order"].str.extract_all(r"\d+"))
+    ran = declared.select("file", "row", "race_id", "runner_no", "position", "race_type")
+    ran = ran.with_columns(last, corners=rows["passing_order"].str.extract_all(r"\d+"))
     ran = ran.filter(pl.col("corners").list.len() > 0)
     here = ["file", "row", "race_id", "runner_no"]
     corners = ran.select(*here, position="corners", section_no=pl.int_ranges(1, pl.col("corners").list.len() + 1)).explode("position", "section_no")
@@ -104,7 +127,8 @@ def _sections(rows: pl.DataFrame, declared: pl.DataFrame, quarantine: Quarantine
 
 def _weather(declared: pl.DataFrame) -> pl.DataFrame:
     "The word for the sky, once a race."
-    return declared.filter(pl.col("sky").is_not_null()).unique("race_id", keep="first", maintain_order=True).select("file", "row", "race_id", "sky", origin=pl.lit("netkeiba"))
+    seen = declared.filter(pl.col("sky").is_not_null()).unique("race_id", keep="first", maintain_order=True)
+    return seen.select("file", "row", "race_id", "sky", origin=pl.lit("netkeiba"))
 
 def _dividends(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     "Dividends for a stake of one."
@@ -115,7 +139,7 @@ def _dividends(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     ]  # fmt: skip
     return translate(rows, fields, quarantine).filter(pl.col("pool").is_not_null()).with_columns(pl.col("dividend") / 100)
 
-# %% ../../nbs/12_data.netkeiba.ipynb #cell013
+# %% ../../nbs/12_data.netkeiba.ipynb #cell014
 def parse(
     path: str | Path,  # the results file, or a folder with results and, where there are any, payouts
     progress: Callable[[str], None] = lambda step: None,  # told what is being done

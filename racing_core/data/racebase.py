@@ -13,7 +13,9 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Field, Parsed, Quarantine, assemble, clock, drop_duplicates, files_of, insist, integer, lengths, number, read_file, read_rows, text, translate
+from racing_core.data.base import (
+    Field, Parsed, Quarantine, assemble, clock, drop_duplicates, files_of, insist, integer, lengths, number, read_file, read_rows, text, translate,
+)  # fmt: skip
 from ..errors import BadInput
 from ..schema import CLASS, GOING, SURFACE
 
@@ -44,9 +46,11 @@ def match_columns(
     return taken
 
 # %% ../../nbs/13_data.racebase.ipynb #cell008
-_CODES = {c: "did_not_finish" for c in ("PU", "P", "UR", "U", "F", "BD", "RO", "SU", "REF", "DNF")} | {c: "disqualified" for c in ("DSQ", "DISQ")} | {
-    c: "non_runner" for c in ("NR", "WD", "SCR", "WITHDRAWN")
-}  # fmt: skip
+_CODES = {
+    **dict.fromkeys(("PU", "P", "UR", "U", "F", "BD", "RO", "SU", "REF", "DNF"), "did_not_finish"),
+    **dict.fromkeys(("DSQ", "DISQ"), "disqualified"),
+    **dict.fromkeys(("NR", "WD", "SCR", "WITHDRAWN"), "non_runner"),
+}
 
 def distance(e: pl.Expr) -> pl.Expr:
     "Metres from `1200`, `1200m`, `6f`, `1m2f`, `1m 4½f`, `2m110y`."
@@ -77,17 +81,26 @@ def _status(e: pl.Expr) -> pl.Expr:
     return pl.when(e.str.contains(r"^\d+(\.0)?$")).then(pl.lit("finished")).otherwise(e.replace_strict(_CODES, default=None, return_dtype=pl.String))
 
 _PARSERS = {
-    "race_no": (integer, "a whole number"), "name": (text, "text"), "distance_m": (distance, "a distance like 1200, 6f or 1m2f"), "prize": (number, "a number"),
-    "runner_no": (integer, "a whole number"), "horse_id": (text, "text"), "horse_name": (text, "text"), "jockey_id": (text, "text"), "jockey_name": (text, "text"),
-    "trainer_id": (text, "text"), "trainer_name": (text, "text"), "draw": (integer, "a whole number"), "weight_kg": (number, "kilograms"), "weight_lbs": (number, "pounds"),
-    "rating": (number, "a number"), "age": (integer, "years"), "sex": (text, "text"), "margin_lengths": (lengths, "lengths"),
+    **dict.fromkeys(("name", "horse_id", "horse_name", "jockey_id", "jockey_name", "trainer_id", "trainer_name", "sex"), (text, "text")),
+    **dict.fromkeys(("race_no", "runner_no", "draw", "age"), (integer, "a whole number")), **dict.fromkeys(("prize", "rating"), (number, "a number")),
+    "distance_m": (distance, "a distance like 1200, 6f or 1m2f"), "weight_kg": (number, "kilograms"), "weight_lbs": (number, "pounds"),
+    "margin_lengths": (lengths, "lengths"),
 }  # fmt: skip
+
+def _key_fields(columns: dict[str, str], given: dict) -> list[Field]:
+    formats = given["dates"]["formats"]
+    return [
+        Field("native", columns["race_id"], text, "text"),
+        Field("date", columns["date"], _dates(formats), "a date like " + " or ".join(formats)),
+        Field("course", columns["course"], text, "text"),
+    ]
 
 def _fields(columns: dict[str, str], given: dict) -> list[Field]:
     "How each column that was found is read; a word or a price that is not understood is only lost itself."
     fields = [Field(name, columns[name], *how) for name, how in _PARSERS.items() if name in columns]
     soft = {
-        "odds": (price, "decimal or fractional odds"), "time_s": (lambda e: pl.coalesce(clock(e), number(e)), "a time like 1:34.80 or seconds"),
+        "odds": (price, "decimal or fractional odds"),
+        "time_s": (lambda e: pl.coalesce(clock(e), number(e)), "a time like 1:34.80 or seconds"),
         "going": (_scale(GOING, given.get("going", {})), "a going; see [going] of the column map"), "surface": (_scale(SURFACE, {}), "turf, dirt or all_weather"),
         "class_level": (_scale(CLASS, {str(i): f"class_{i}" for i in range(1, 8)}), "a class like class_4"),
     }  # fmt: skip
@@ -118,8 +131,9 @@ def _complete(out: pl.DataFrame, constants: dict) -> pl.DataFrame:
         out = out.with_columns(race_no=pl.col("race_id").rank("dense").over("date", "course").cast(pl.Int32))
     if "odds" not in out.columns:
         out = out.with_columns(odds=pl.lit(None, pl.Float64))
-    out = out.with_columns(source=pl.lit("racebase"), **{k: pl.lit(v) for k, v in constants.items()})
-    return out.with_columns(margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths")) if "margin_lengths" in out.columns else out
+    if "margin_lengths" in out.columns:
+        out = out.with_columns(margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths"))
+    return out.with_columns(source=pl.lit("racebase"), **{k: pl.lit(v) for k, v in constants.items()})
 
 # %% ../../nbs/13_data.racebase.ipynb #cell013
 def parse(
@@ -133,12 +147,12 @@ def parse(
     found = list(dict.fromkeys(c for f in files for c in read_file(f).columns if c not in ("file", "row")))
     columns = match_columns(found, given["required"] | given["optional"])
     if lost := [f"{name} (any of {', '.join(words)})" for name, words in given["required"].items() if name not in columns]:
-        raise BadInput("columns cannot be mapped", got=found, expected=lost, where=str(files[0]), do=f"add the names this source uses to a copy of {map_file.name} beside it")
+        do = f"write the names this source uses into a copy of {map_file} beside it"
+        raise BadInput("columns cannot be mapped", got=found, expected=lost, where=str(files[0]), do=do)
     needed = [columns[name] for name in given["required"]]
     everything = read_rows(files, needed, [c for c in found if c not in needed])
     rows, duplicates = drop_duplicates(everything)
-    dates = _dates(given["dates"]["formats"])
-    key = insist(rows, [Field("native", columns["race_id"], text, "text"), Field("date", columns["date"], dates, "a date"), Field("course", columns["course"], text, "text")])
+    key = insist(rows, _key_fields(columns, given))
     rows = rows.with_columns(race_id="racebase:" + key["native"])
     progress("checks")
     out = _complete(translate(rows, _fields(columns, given), quarantine).hstack(key.drop("native")), given.get("constants", {}))

@@ -51,10 +51,10 @@ def _as_date(value: date | str | None) -> date | None:
         raise BadInput("not a date", got=value, expected="a date like 2016-01-31") from e
 
 # %% ../../nbs/18_data.store.ipynb #cell007
-def _merge(old: pl.DataFrame | None, new: pl.DataFrame | None, replaced: pl.Series) -> pl.DataFrame:
-    "Old rows of races that are not replaced, and the new ones."
-    kept = [] if old is None else [old.filter(~pl.col("race_id").is_in(replaced.implode()))]
-    return pl.concat([*kept, *([] if new is None else [new])], how="diagonal")
+def _merge(old: list[pl.DataFrame], new: list[pl.DataFrame], replaced: pl.Series) -> pl.DataFrame | None:
+    "Old rows of races that are not replaced, and the new ones; nothing where there is neither."
+    parts = [df.filter(~pl.col("race_id").is_in(replaced.implode())) for df in old] + new
+    return pl.concat(parts, how="diagonal") if parts else None
 
 def _by_year(tables: dict[str, pl.DataFrame], years: pl.DataFrame) -> dict[str, dict[str, pl.DataFrame]]:
     "Year to table to rows; a row belongs to the year of its race."
@@ -66,6 +66,30 @@ def _by_year(tables: dict[str, pl.DataFrame], years: pl.DataFrame) -> dict[str, 
     return split
 
 # %% ../../nbs/18_data.store.ipynb #cell009
+def _stored(store: Path) -> list[str]:
+    return sorted(p.parent.name for p in store.glob("*/manifest.json"))
+
+def _load(folder: Path, manifest: dict, table: str, years: Iterable[str]) -> list[pl.DataFrame]:
+    "The files of a table for these years, where there are any."
+    files = manifest["tables"].get(table, {})
+    return [pl.read_parquet(folder / table / files[y]) for y in sorted(years) if y in files]
+
+def _read(folder: Path, manifest: dict, table: str, since: date | None, until: date | None) -> pl.DataFrame:
+    "The rows of races with since <= date < until."
+    if not manifest["tables"]:
+        raise BadInput("nothing is stored under this name", got=folder.name, expected=f"one of {_stored(folder.parent)}", do="see `racing ingest --help`")
+    lo, hi = f"{(since or date.min).year:04}", f"{(until or date.max).year:04}"
+    years = [y for y in manifest["tables"].get(table, {}) if y == "all" or lo <= y <= hi]
+    if not (parts := _load(folder, manifest, table, years)):
+        return TABLES[table].empty() if table in TABLES else pl.DataFrame(schema={"race_id": pl.String, "runner_no": pl.Int16})
+    df = pl.concat(parts, how="diagonal")
+    if (since is None and until is None) or years == ["all"]:
+        return df
+    within = pl.col("date").is_between(since or date.min, until or date.max, closed="left")
+    races = df if table == "races" else pl.concat(_load(folder, manifest, "races", years))
+    return df.join(races.filter(within).select("race_id"), on="race_id", how="semi", maintain_order="left")
+
+# %% ../../nbs/18_data.store.ipynb #cell010
 class Store:
     "Canonical tables of one source; nothing is created before the first write."
 
@@ -87,10 +111,6 @@ class Store:
         "SHA-256 over the names of the current files, which hold the hashes of their contents."
         return hashlib.sha256(json.dumps(self.manifest["tables"], sort_keys=True).encode()).hexdigest()
 
-    def _load(self, manifest: dict, table: str, years: Iterable[str]) -> list[pl.DataFrame]:
-        files = manifest["tables"].get(table, {})
-        return [pl.read_parquet(self.folder / table / files[y]) for y in sorted(years) if y in files]
-
     def read(
         self,
         table: str,  # a canonical table, `truth`, `supplied` or `quarantine`
@@ -101,26 +121,11 @@ class Store:
         since, until = _as_date(since), _as_date(until)
         for attempt in range(5):
             try:
-                return self._read(table, since, until)
+                return _read(self.folder, self.manifest, table, since, until)
             except FileNotFoundError:
                 if attempt == 4:
                     raise
         raise AssertionError
-
-    def _read(self, table: str, since: date | None, until: date | None) -> pl.DataFrame:
-        manifest = self.manifest
-        if not manifest["tables"]:
-            raise BadInput("nothing is stored under this name", got=self.source, expected=f"one of {_stored(self.folder.parent)}", do="see `racing ingest --help`")
-        lo, hi = str((since or date.min).year), str((until or date.max).year)
-        years = [y for y in manifest["tables"].get(table, {}) if y == "all" or lo.zfill(4) <= y <= hi]
-        if not (parts := self._load(manifest, table, years)):
-            return TABLES[table].empty() if table in TABLES else pl.DataFrame(schema={"race_id": pl.String, "runner_no": pl.Int16})
-        df = pl.concat(parts, how="diagonal")
-        if (since is None and until is None) or years == ["all"]:
-            return df
-        within = pl.col("date").is_between(since or date.min, until or date.max, closed="left")
-        races = df if table == "races" else pl.concat(self._load(manifest, "races", years))
-        return df.join(races.filter(within).select("race_id"), on="race_id", how="semi", maintain_order="left")
 
     def starts(
         self,
@@ -132,10 +137,7 @@ class Store:
         names = ("races", "runners", "results", "prices", "sections")
         return starts_frame({name: self.read(name, since, until) for name in names}, truth if "true_p" in truth.columns else None)
 
-# %% ../../nbs/18_data.store.ipynb #cell011
-def _stored(store: Path) -> list[str]:
-    return sorted(p.parent.name for p in store.glob("*/manifest.json"))
-
+# %% ../../nbs/18_data.store.ipynb #cell012
 def sources(
     home: Home,
 ) -> list[str]:  # names given at ingest
@@ -165,26 +167,22 @@ def _put(folder: Path, table: str, year: str, df: pl.DataFrame) -> str:
         _replace(folder / table / name, data)
     return name
 
-# %% ../../nbs/18_data.store.ipynb #cell012
+# %% ../../nbs/18_data.store.ipynb #cell013
 def _merged(store: Store, manifest: dict, parsed: Parsed) -> dict[str, dict[str, str]]:
     "Write the files of the years that change; the manifest's tables as they will be."
     tables = {t: dict(files) for t, files in manifest["tables"].items()}
     races = parsed.tables["races"]
     ids = races["race_id"]
     new = _by_year(parsed.tables, races.select("race_id", _year=pl.col("date").dt.strftime("%Y")))
-    stored = {y: store._load(manifest, "races", [y])[0]["race_id"] for y in tables.get("races", {})}
+    stored = {y: _load(store.folder, manifest, "races", [y])[0]["race_id"] for y in tables.get("races", {})}
     for year in sorted(set(new) | {y for y, old in stored.items() if old.is_in(ids.implode()).any()}):
-        for table in sorted(set(tables) | set(parsed.tables)):
-            old = store._load(manifest, table, [year])
-            rows = [df for df in (old[0] if old else None, new.get(year, {}).get(table)) if df is not None]
-            if table == "quarantine" or not rows:
-                continue
-            merged = _merge(old[0] if old else None, new.get(year, {}).get(table), ids)
+        for table in sorted((set(tables) | set(parsed.tables)) - {"quarantine"}):
+            merged = _merge(_load(store.folder, manifest, table, [year]), [new[year][table]] if table in new.get(year, {}) else [], ids)
             tables.setdefault(table, {}).pop(year, None)
-            if len(merged):
+            if merged is not None and len(merged):
                 tables[table][year] = _put(store.folder, table, year, merged)
     seen = pl.concat([ids, parsed.quarantine["race_id"]]).unique()
-    faults = _merge(next(iter(store._load(manifest, "quarantine", ["all"])), None), parsed.quarantine, seen)
+    faults = _merge(_load(store.folder, manifest, "quarantine", ["all"]), [parsed.quarantine], seen)
     tables["quarantine"] = {"all": _put(store.folder, "quarantine", "all", faults)} if len(faults) else {}
     return {t: dict(sorted(files.items())) for t, files in sorted(tables.items()) if files}
 
