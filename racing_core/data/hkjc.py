@@ -13,7 +13,7 @@ import polars as pl
 
 from racing_core.data.base import (
     Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
-)  # fmt: skip
+)  # fmt: skip  # isort: skip
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell005
 KINDS = {
@@ -44,8 +44,10 @@ _KG = 0.45359237
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell007
 _OFF_CODES = {
-    **dict.fromkeys(("WV", "WV-A", "WX", "WX-A", "WXNR"), "non_runner"), **dict.fromkeys(("PU", "UR", "FE", "DNF", "TNP"), "did_not_finish"), "DISQ": "disqualified",
-}  # fmt: skip
+    **dict.fromkeys(("WV", "WV-A", "WX", "WX-A", "WXNR"), "non_runner"),
+    **dict.fromkeys(("PU", "UR", "FE", "DNF", "TNP"), "did_not_finish"),
+    "DISQ": "disqualified",
+}
 
 def _status(e: pl.Expr) -> pl.Expr:
     e = text(e)

@@ -13,7 +13,7 @@ import polars as pl
 
 from racing_core.data.base import (
     Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
-)  # fmt: skip
+)  # fmt: skip  # isort: skip
 
 # %% ../../nbs/12_data.netkeiba.ipynb #cell005
 KINDS = {

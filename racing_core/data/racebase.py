@@ -15,7 +15,7 @@ import polars as pl
 
 from racing_core.data.base import (
     Field, Parsed, Quarantine, assemble, clock, drop_duplicates, files_of, insist, integer, lengths, number, read_file, read_rows, text, translate,
-)  # fmt: skip
+)  # fmt: skip  # isort: skip
 from ..errors import BadInput
 from ..schema import CLASS, GOING, SURFACE
 
@@ -101,7 +101,8 @@ def _fields(columns: dict[str, str], given: dict) -> list[Field]:
     soft = {
         "odds": (price, "decimal or fractional odds"),
         "time_s": (lambda e: pl.coalesce(clock(e), number(e)), "a time like 1:34.80 or seconds"),
-        "going": (_scale(GOING, given.get("going", {})), "a going; see [going] of the column map"), "surface": (_scale(SURFACE, {}), "turf, dirt or all_weather"),
+        "going": (_scale(GOING, given.get("going", {})), "a going; see [going] of the column map"),
+        "surface": (_scale(SURFACE, {}), "turf, dirt or all_weather"),
         "class_level": (_scale(CLASS, {str(i): f"class_{i}" for i in range(1, 8)}), "a class like class_4"),
     }  # fmt: skip
     fields += [Field(name, columns[name], *how, whole=False) for name, how in soft.items() if name in columns]
@@ -160,5 +161,5 @@ def parse(
     supplied, unmapped = _supplied(rows, out, spare, given["supplied"]["point_in_time"])
     why = {f"column not mapped: {c}": rows[c].count() for c in unmapped}
     done = assemble(out.drop("weight_lbs", strict=False), quarantine, len(everything), duplicates, {"supplied": supplied}, why)
-    carried = [c for c in spare if c not in unmapped]
-    return Parsed(done.tables, done.quarantine, done.reconciliation | {"supplied": {"columns": carried, "point_in_time": given["supplied"]["point_in_time"]}})
+    carried = {"columns": [c for c in spare if c not in unmapped], **given["supplied"]}
+    return Parsed(done.tables, done.quarantine, done.reconciliation | {"supplied": carried})
