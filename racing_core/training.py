@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from . import starts as st
 from .bundle import write
 from .config import Home
 from .data.store import Store

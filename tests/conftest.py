@@ -15,3 +15,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real results at {folder} (set RACING_SHARED to a folder that holds hkjc/, netkeiba/ …)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hong_kong(shared_data, tmp_path_factory):
+    "The wide frame of the real Hong Kong results."
+    return _real("hkjc", shared_data, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def japan(shared_data, tmp_path_factory):
+    "The wide frame of the real Japanese results."
+    return _real("netkeiba", shared_data, tmp_path_factory)
+
+
+def _real(source: str, shared_data: Path, tmp_path_factory):
+    from racing_core.config import home
+    from racing_core.data.ingest import ingest
+    from racing_core.data.store import Store
+
+    if not (shared_data / source).is_dir():
+        pytest.skip(f"no {source} results in {shared_data}")
+    where = home(tmp_path_factory.mktemp("real"), env={})
+    ingest(source, shared_data / source, where)
+    return Store(where, source).starts()

@@ -129,6 +129,16 @@ def test_one_parquet_or_a_folder_of_meetings_is_the_same(tmp_path):
     assert len(stores[0].starts()) == 18
 
 
+def test_files_of_one_name_in_many_folders_are_told_apart(home, tmp_path):
+    for d in ("2020-01-01", "2020-01-05"):
+        (tmp_path / "all" / d).mkdir(parents=True)
+        write(tmp_path / "all" / d / "results.csv", [*meeting(1, date=d), runner(1, 4, d, win_odds=1)])
+    account = ingest("hkjc", tmp_path / "all", home)
+    faults = Store(home, "hkjc").read("quarantine")
+    assert (account.races, account.starters) == (2, 8)
+    assert faults["file"].to_list() == ["2020-01-01/results.csv", "2020-01-05/results.csv"]
+
+
 def test_duplicates_are_counted_once_each(home, tmp_path):
     account = ingest("hkjc", write(tmp_path / "results.csv", [*meeting(), *meeting(), meeting()[0]]), home)
     assert (account.rows_read, account.duplicates, account.starters) == (13, 7, 6)

@@ -48,7 +48,7 @@ def test_hong_kong_is_plausible(hong_kong):
     starts = Store(hong_kong[1], "hkjc").starts()
     assert len(starts) == 78396
     assert starts["distance_m"].null_count() == starts["class_level"].null_count() == starts["weight_kg"].null_count() == 0
-    overround = starts.group_by("race_id").agg(pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum()))["odds"]
+    overround = starts.group_by("race_id").agg(over=pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum()))["over"]
     assert overround.null_count() == 5
     assert overround.mean() == pytest.approx(1.228, abs=0.005)
     winners = starts.filter(pl.col("position") == 1, pl.col("status") == "finished")

@@ -54,6 +54,7 @@ def read_rows(
     files: Iterable[Path],  # files of one kind
     columns: Iterable[str],  # columns that each must have; others are left out
     optional: Iterable[str] = (),  # columns taken where there are any, null elsewhere
+    root: str | Path = "",  # folder that the names of files are told from; they alone where it holds none of them
 ) -> pl.DataFrame:  # file, row and the columns, all text but `row`
     "The rows of all files one below the other, each with its file and its number in it."
     columns, optional, frames = list(columns), list(optional), []
@@ -62,7 +63,8 @@ def read_rows(
         if missing := [c for c in columns if c not in df.columns]:
             raise BadInput("columns are missing", got=df.columns, expected=missing, where=str(file))
         extra = [pl.col(c) if c in df.columns else pl.lit(None, pl.String).alias(c) for c in optional]
-        frames.append(df.with_row_index("row", 1).select(pl.lit(file.name).alias("file"), "row", *columns, *extra))
+        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
+        frames.append(df.with_row_index("row", 1).select(pl.lit(name).alias("file"), "row", *columns, *extra))
     return pl.concat(frames)
 
 def drop_duplicates(

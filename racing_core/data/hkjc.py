@@ -12,8 +12,23 @@ from pathlib import Path
 import polars as pl
 
 from racing_core.data.base import (
-    Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
-)  # fmt: skip  # isort: skip
+    Field,
+    Parsed,
+    Quarantine,
+    assemble,
+    clock,
+    day,
+    drop_duplicates,
+    files_of,
+    insist,
+    integer,
+    lengths,
+    number,
+    read_rows,
+    text,
+    translate,
+    word,
+)
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell005
 KINDS = {
@@ -207,7 +222,7 @@ def _read(path: Path, kind: str, required: bool = False) -> tuple[pl.DataFrame |
     if not (files := files_of(path, kind, required)):
         return None, 0, 0
     optional = [f"sec{i}_{what}" for i in range(2, 7) for what in ("margin", "running_pos", "time")] if kind == "sectional_times" else []
-    rows = read_rows(files, KINDS[kind].split(), optional)
+    rows = read_rows(files, KINDS[kind].split(), optional, path)
     kept, dropped = drop_duplicates(rows)
     return kept, len(rows), dropped
 

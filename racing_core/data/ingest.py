@@ -46,9 +46,9 @@ class Reconciliation:
 # %% ../../nbs/19_data.ingest.ipynb #cell007
 SOURCES: dict[str, Callable[..., Parsed]] = {"hkjc": hkjc.parse, "netkeiba": netkeiba.parse, "racebase": racebase.parse}
 
-def _store(source: str, name: str, parsed: Parsed, home: Home, began: float) -> Reconciliation:
+def _store(source: str, name: str, parsed: Parsed, home: Home, began: float, alone: bool = False) -> Reconciliation:
     "Write what was read and say what became of it."
-    changed = write(Store(home, name), Parsed(parsed.tables, parsed.quarantine, {"source": source, **parsed.reconciliation}))
+    changed = write(Store(home, name), Parsed(parsed.tables, parsed.quarantine, {"source": source, **parsed.reconciliation}), alone=alone)
     counts = {f.name: parsed.reconciliation[f.name] for f in fields(Reconciliation) if f.name in parsed.reconciliation}
     return Reconciliation(source=source, name=name, **counts, changed=changed, seconds=round(time.perf_counter() - began, 2))
 
@@ -72,7 +72,7 @@ def ingest_world(
     home: Home,  # where the store is
     name: str = "simulated",  # name in the store
 ) -> Reconciliation:
-    "Store a simulated world together with its true win probabilities."
+    "Store a simulated world together with its true win probabilities, in place of any earlier one: worlds do not mix."
     began, results = time.perf_counter(), world.tables["results"]
     non_runners = (results["status"] == "non_runner").sum()
     first = results.filter(pl.col("position") == 1, pl.col("status") == "finished")["race_id"]
@@ -80,4 +80,4 @@ def ingest_world(
         rows_read=len(results), duplicates=0, quarantined=0, non_runners=non_runners, starters=len(results) - non_runners, kept=len(results),
         races=len(world.tables["races"]), dead_heats_first=first.filter(first.is_duplicated()).n_unique(), why={},
     )  # fmt: skip
-    return _store("simulated", name, Parsed(world.tables | {"truth": world.truth}, Quarantine().faults, counts), home, began)
+    return _store("simulated", name, Parsed(world.tables | {"truth": world.truth}, Quarantine().faults, counts), home, began, alone=True)

@@ -12,8 +12,23 @@ from pathlib import Path
 import polars as pl
 
 from racing_core.data.base import (
-    Field, Parsed, Quarantine, assemble, clock, day, drop_duplicates, files_of, insist, integer, lengths, number, read_rows, text, translate, word,
-)  # fmt: skip  # isort: skip
+    Field,
+    Parsed,
+    Quarantine,
+    assemble,
+    clock,
+    day,
+    drop_duplicates,
+    files_of,
+    insist,
+    integer,
+    lengths,
+    number,
+    read_rows,
+    text,
+    translate,
+    word,
+)
 
 # %% ../../nbs/12_data.netkeiba.ipynb #cell005
 KINDS = {
@@ -147,12 +162,12 @@ def parse(
     "Read Japanese results; see `racing_core.data.base.assemble` for what is kept."
     quarantine = Quarantine()
     progress("results")
-    everything = read_rows(files_of(path, "results"), KINDS["results"].split())
+    everything = read_rows(files_of(path, "results"), KINDS["results"].split(), root=path)
     rows, duplicates = drop_duplicates(everything)
     declared = _declared(rows, quarantine)
     progress("corners and payouts")
     side = {"sections": _sections(rows, declared, quarantine), "weather": _weather(declared)}
     if files := files_of(path, "payouts", required=False):
-        side["dividends"] = _dividends(drop_duplicates(read_rows(files, KINDS["payouts"].split()))[0], quarantine)
+        side["dividends"] = _dividends(drop_duplicates(read_rows(files, KINDS["payouts"].split(), root=path))[0], quarantine)
     progress("checks")
     return assemble(declared, quarantine, len(everything), duplicates, side)

@@ -14,8 +14,22 @@ from pathlib import Path
 import polars as pl
 
 from racing_core.data.base import (
-    Field, Parsed, Quarantine, assemble, clock, drop_duplicates, files_of, insist, integer, lengths, number, read_file, read_rows, text, translate,
-)  # fmt: skip  # isort: skip
+    Field,
+    Parsed,
+    Quarantine,
+    assemble,
+    clock,
+    drop_duplicates,
+    files_of,
+    insist,
+    integer,
+    lengths,
+    number,
+    read_file,
+    read_rows,
+    text,
+    translate,
+)
 from ..errors import BadInput
 from ..schema import CLASS, GOING, SURFACE
 
@@ -151,7 +165,7 @@ def parse(
         do = f"write the names this source uses into a copy of {map_file} beside it"
         raise BadInput("columns cannot be mapped", got=found, expected=lost, where=str(files[0]), do=do)
     needed = [columns[name] for name in given["required"]]
-    everything = read_rows(files, needed, [c for c in found if c not in needed])
+    everything = read_rows(files, needed, [c for c in found if c not in needed], path)
     rows, duplicates = drop_duplicates(everything)
     key = insist(rows, _key_fields(columns, given))
     rows = rows.with_columns(race_id="racebase:" + key["native"])

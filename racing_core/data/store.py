@@ -108,8 +108,9 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        "SHA-256 over the names of the current files, which hold the hashes of their contents."
-        return hashlib.sha256(json.dumps(self.manifest["tables"], sort_keys=True).encode()).hexdigest()
+        "SHA-256 over the names of the current files of data, which hold the hashes of their contents."
+        tables = {table: files for table, files in self.manifest["tables"].items() if table != "quarantine"}
+        return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
     def read(
         self,
@@ -190,11 +191,12 @@ def write(
     store: Store,
     parsed: Parsed,  # what an adapter read
     now: datetime | None = None,  # when; the present by default
+    alone: bool = False,  # is this all there is? then races stored earlier are forgotten
 ) -> bool:  # whether anything changed
     "Merge races into the store: wholly, or not at all."
     with _alone(store.folder):
         manifest = store.manifest
-        tables = _merged(store, manifest, parsed)
+        tables = _merged(store, manifest | {"tables": {}} if alone else manifest, parsed)
         if changed := tables != manifest["tables"]:
             entry = {"at": (now or datetime.now(UTC)).isoformat(timespec="seconds"), **parsed.reconciliation}
             manifest |= {"tables": tables, "ingests": [*manifest["ingests"], entry]}

@@ -15,7 +15,7 @@ import polars as pl
 
 from .asof import rate
 from .form import HORSE
-from .ratings import MARKET, PERFORMANCE
+from .ratings import MARKET
 from .registry import Timeline, feature, memory
 
 # %% ../../nbs/23_features.connections.ipynb #cell005

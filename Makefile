@@ -1,0 +1,62 @@
+# Two commands for a newcomer: `make run` and `make test`. Everything they need is installed into $(VENV) from one lock.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK   := requirements.lock
+SOURCE ?= simulated
+DATA   ?=
+ARGS   ?=
+
+.PHONY: help run test notebooks suite lint readme lab clean openmp system
+help:           ## what there is to make
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/.run ## the main job: simulate, features, backtest, report, bundle, one prediction (SOURCE=hkjc DATA=folder for real results)
+	@$(BIN)/racing run --source $(SOURCE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+test: lint notebooks suite ## the whole suite: notebooks, package, reports, service, pages
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check racing_core serve tests benchmarks setup.py
+
+notebooks: $(VENV)/.test ## run every notebook with its assertions
+	@$(BIN)/nbdev_test --n_workers 2 --flags slow
+
+suite: $(VENV)/.test system
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+
+lab: $(VENV)/.run ## JupyterLab on the notebooks
+	@$(BIN)/racing lab
+
+clean:          ## remove the environment and caches; the home folder is kept
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# --- environments: one lock, two sizes -------------------------------------------------------------------------------
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and '$(PYTHON)' is not there: install it, or name it with make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c $(LOCK) pip setuptools wheel
+
+$(VENV)/.run: $(LOCK) settings.ini setup.py | $(VENV)/bin/python
+	@echo "installing racing-core into $(VENV) (some minutes the first time)"
+	@$(PIP) install --no-build-isolation -c $(LOCK) -e ".[serve,ui]"
+	@$(BIN)/python -c "import lightgbm" 2>/dev/null || $(MAKE) --no-print-directory openmp
+	@touch $@
+
+$(VENV)/.test: $(LOCK) settings.ini setup.py | $(VENV)/bin/python
+	@echo "installing racing-core with all extras into $(VENV) (some minutes the first time)"
+	@$(PIP) install --no-build-isolation -c $(LOCK) -e ".[all]"
+	@$(BIN)/python -c "import lightgbm" 2>/dev/null || $(MAKE) --no-print-directory openmp
+	@touch $@ $(VENV)/.run
+
+# --- Debian packages: LightGBM wants OpenMP, the page tests want a browser -------------------------------------------
+APT = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends
+openmp:
+	@$(APT) libgomp1 >/dev/null; else echo "LightGBM needs OpenMP: sudo apt-get install libgomp1" >&2; exit 2; fi
+
+system:
+	@command -v chromium >/dev/null || { $(APT) chromium >/dev/null; else echo "the page tests are skipped without a browser: sudo apt-get install chromium" >&2; fi; }

@@ -1,0 +1,40 @@
+"""Time and memory of building all features on a large simulated history: python benchmarks/features.py --races 85000"""
+
+import argparse
+import resource
+import time
+
+from racing_core.features.matrix import History, compute, names
+from racing_core.simulate import simulate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--races", type=int, default=85_000, help="races of the simulated history, about 12 starters each")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    rows = []
+
+    def timed(step: str, call):
+        began = time.perf_counter()
+        result = call()
+        rows.append((step, time.perf_counter() - began, peak()))
+        return result
+
+    starts = timed("simulate", lambda: simulate(races=args.races, seed=args.seed).starts())
+    history = timed("learn history", lambda: History.learn(starts))
+    frame = timed(f"compute {len(names())} features", lambda: compute(starts, history))
+    card = starts.filter(starts["race_id"] == starts["race_id"][-1])
+    latest = timed("keep the latest rows", history.latest)
+    timed("features of one card", lambda: compute(card, latest))
+    print(f"{len(starts):,} starters, {frame.width - 3} features\n{'step':28}{'seconds':>9}{'peak MB':>9}")
+    for step, seconds, mb in rows:
+        print(f"{step:28}{seconds:9.2f}{mb:9.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The service: POST a card, get ranked probabilities; one bundle for the life of the process, one worker answers whole races.
+
+The annotations of `decode_request` and `encode_response` are read by LitServe, so this module must not postpone their evaluation.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import litserve
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from racing_core.bundle import manifest_of, read
+from racing_core.errors import RacingError
+from racing_core.serving.contract import EXAMPLE, Card, Health, Prediction
+from racing_core.serving.guard import MAX_BODY
+from racing_core.serving.predictor import Predictor
+
+PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
+NO_MODEL = "there is no champion to answer: train one with `racing train`, promote it with `racing promote BUNDLE --to champion`, and start the service again"
+
+
+class PredictAPI(litserve.LitAPI):
+    "A card in, a prediction out. Cards are validated before they are queued."
+
+    def __init__(self, bundle_folder: Path | None):
+        super().__init__(api_path=PREDICT)
+        self.bundle_folder = bundle_folder
+
+    def setup(self, device: str) -> None:
+        self.predictor = None if self.bundle_folder is None else Predictor(read(self.bundle_folder))
+        if self.predictor:
+            self.predictor.predict(Card.model_validate(EXAMPLE))  # so that the first client does not wait for lazy imports
+
+    def decode_request(self, request: Card) -> Card:
+        return request
+
+    def predict(self, card: Card) -> Prediction:
+        if self.predictor is None:
+            raise HTTPException(503, NO_MODEL)
+        try:
+            return self.predictor.predict(card)
+        except RacingError as e:
+            raise HTTPException(422, [_complaint(["body", e.where or "card"], e.message, "refused")]) from e
+
+    def encode_response(self, output: Prediction) -> Prediction:
+        return output
+
+
+def _complaint(loc: list | tuple, msg: str, kind: str) -> dict:
+    return dict(loc=list(loc), field=".".join(map(str, loc[1:])), msg=msg, type=kind)
+
+
+async def _bad_card(request: Request, e: RequestValidationError) -> Response:
+    "422 with the field named. What was sent is not sent back: it may be huge, or no valid JSON (nan, lone surrogates)."
+    detail = [_complaint(d["loc"], d["msg"].removeprefix("Value error, "), d["type"]) for d in e.errors()]
+    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+def _describe(app: FastAPI) -> None:
+    "What the OpenAPI page says about the service."
+    app.title, app.version, app.description = "racing-core", "2", "Win probabilities for a race card."
+    route = next(r for r in app.routes if getattr(r, "path", "") == PREDICT)
+    route.summary, route.description = "Rank the runners of a card", "Send one race; get its starters ranked, with probabilities that sum to 1."
+    route.responses = {413: {"description": f"Body over {MAX_BODY} bytes"}, 503: {"description": "No model is promoted"}}
+
+
+def build(
+    bundle_folder: Path | None,  # a promoted bundle; None: there is none yet
+    workers: int = 1,  # processes that answer
+) -> litserve.LitServer:
+    "The server, not yet running. A tampered bundle is refused here, with the name of the file."
+    manifest, started = manifest_of(bundle_folder) if bundle_folder else {}, time.monotonic()
+    server = litserve.LitServer(PredictAPI(bundle_folder), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
+    server.app.add_exception_handler(RequestValidationError, _bad_card)
+
+    @server.app.get(HEALTH, summary="Is there a model, and which?")
+    def health(response: Response) -> Health:
+        response.status_code = 200 if manifest else 503
+        status = "ok" if manifest else "no model"
+        return Health(status=status, model=manifest.get("name"), version=manifest.get("version"), uptime_s=round(time.monotonic() - started, 3))
+
+    _describe(server.app)
+    return server
+
+
+def run(
+    host: str,  # 127.0.0.1, or 0.0.0.0 to be reached from outside
+    port: int,
+    bundle_folder: str | Path | None,  # a promoted bundle; None: answer 503 until there is one
+    workers: int = 1,  # processes that answer
+) -> None:
+    "Serve until SIGINT or SIGTERM; leave no process behind."
+    server, owner = build(Path(bundle_folder) if bundle_folder else None, workers), os.getpid()
+
+    def stop(signum: int, frame: object) -> None:
+        if os.getpid() != owner:  # a child that was forked with this handler
+            raise SystemExit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+    except KeyboardInterrupt:  # while LitServe was starting; later it catches it itself
+        pass
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+            child.join(5)
+            if child.is_alive():
+                child.kill()

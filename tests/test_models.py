@@ -1,0 +1,131 @@
+"""Models, market and pipeline from outside: the battery on another world, exact gradients, weights that can be computed by hand."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as hs
+
+from racing_core.errors import BadInput
+from racing_core.features.matrix import Matrix, build, matrix
+from racing_core.market import likelihood_weights, market_utility, power_of
+from racing_core.metrics import mcfadden_r2
+from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
+from racing_core.models.linear import ConditionalLogit
+from racing_core.models.trees import LambdaRank, SoftmaxTrees
+from racing_core.odds import softmax
+from racing_core.pipeline import Pipeline, load_pipeline, save_pipeline
+from racing_core.simulate import simulate
+
+MODELS = {
+    "conditional_logit": lambda: ConditionalLogit(l2=20),
+    "lightgbm_lambdarank": lambda: LambdaRank(trees=20),
+    "lightgbm_softmax": lambda: SoftmaxTrees(trees=30, min_rows=20),
+}
+
+
+@pytest.fixture(scope="module")
+def season():
+    starts = simulate(races=900, seed=202).starts()
+    late = starts.filter(starts["date"].rank("dense") > 60)
+    frame = build(starts).filter(starts["date"].rank("dense") > 60)
+    return matrix(frame), Outcomes.of(late), late
+
+
+def test_every_kind_is_in_this_battery():
+    assert {k for k, cls in KINDS.items() if cls.__module__.startswith("racing_core")} == set(MODELS)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", MODELS)
+def test_battery(kind, check, season):
+    check(MODELS[kind], *season[:2])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_finds_a_planted_signal_and_not_its_shuffled_twin(kind, season):
+    X, y, _ = season
+    rng = np.random.default_rng(0)
+    told = Matrix(np.c_[y.win + rng.normal(0, 0.5, len(X)), rng.normal(size=len(X))], ("signal", "noise"), X.race)
+    model = MODELS[kind]().fit(told, y)
+    moved = np.abs(model.contributions(told)).mean(axis=0)
+    assert moved[0] > 3 * moved[1]
+    assert mcfadden_r2(softmax(model.score(told), X.race), y.win, X.race) > 0.2
+
+
+def test_specified_settings_of_lambdarank_are_its_defaults():
+    model = LambdaRank()
+    assert (model.trees, model.learning_rate, model.at) == (200, 0.05, 4)
+
+
+def test_lambdarank_does_not_see_the_order_of_rows(season):
+    "Rows stored in finishing order with no information must not be ranked: the leak of tied scores."
+    X, y, _ = season
+    order = np.lexsort((np.nan_to_num(y.position, nan=99), X.race))
+    constant = Matrix(np.zeros((len(X), 2)), ("a", "b"), X.race)
+    model = LambdaRank(trees=10, min_rows=1).fit(constant, y.rows(order))
+    assert np.ptp(model.score(constant)) == 0
+
+
+def test_missing_values_say_nothing():
+    X = Matrix(np.array([[1.0], [np.nan], [3.0], [np.nan], [np.nan]]), ("a",), np.array([0, 0, 0, 1, 1]))
+    assert relative(X).ravel().tolist() == [-1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_a_model_of_unknown_kind_or_missing_columns_is_refused(tmp_path, season):
+    X, y, _ = season
+    model = ConditionalLogit().fit(X, y)
+    with pytest.raises(BadInput, match="columns are absent"):
+        model.score(X.pick(X.columns[:5]))
+    save_model(model, tmp_path)
+    state = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(state | {"kind": "oracle"}))
+    with pytest.raises(BadInput, match="oracle"):
+        load_model(tmp_path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(hs.floats(0.3, 3.0), hs.integers(0, 10_000))
+def test_likelihood_weight_finds_the_scale_that_made_the_winners(scale, seed):
+    rng, race = np.random.default_rng(seed), np.repeat(np.arange(3000), 6)
+    u = rng.normal(size=18_000)
+    drawn = scale * u + rng.gumbel(size=18_000)
+    win = (drawn == np.maximum.reduceat(drawn, np.arange(0, 18_000, 6))[race]).astype(float)
+    assert likelihood_weights(u[:, None], win, race)[0] == pytest.approx(scale, rel=0.15)
+
+
+def test_power_of_a_market_that_was_flattened_by_hand(season):
+    _, _, starts = season
+    truth = starts.filter(pl.col("true_p") > 0)
+    race = truth["race_id"].rle_id().to_numpy().astype(np.int64)
+    flat = 1 / softmax(np.log(truth["true_p"].to_numpy()) / 1.5, race)
+    drawn = np.log(truth["true_p"].to_numpy()) + np.random.default_rng(1).gumbel(size=len(truth))
+    best = np.full(race[-1] + 1, -np.inf)
+    np.maximum.at(best, race, drawn)
+    power = power_of(np.maximum(flat, 1.001), (drawn == best[race]).astype(float), race)
+    assert power == pytest.approx(1.5, abs=0.25)
+    assert np.allclose(np.bincount(race, np.exp(market_utility(np.maximum(flat, 1.001), race, power))), 1)
+
+
+def test_pipeline_without_prices_has_an_opinion_and_no_market(season, tmp_path):
+    X, y, starts = season
+    late = (starts["date"].rank("dense") > 0.6 * starts["date"].n_unique()).to_numpy()
+    small = Pipeline({"conditional_logit": ConditionalLogit()}).fit(X, y, np.full(len(X), np.nan), ~late, late)
+    assert set(small.predict(X)) == {"conditional_logit", "fundamental"} and small.residual == {}
+    save_pipeline(small, tmp_path)
+    assert np.array_equal(load_pipeline(tmp_path).predict(X)["fundamental"], small.predict(X)["fundamental"])
+
+
+def test_pipeline_answers_per_runner_whatever_the_order_of_runners(season):
+    X, y, starts = season
+    late = (starts["date"].rank("dense") > 0.6 * starts["date"].n_unique()).to_numpy()
+    odds = starts["odds"].to_numpy()
+    models = {"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)}
+    pipeline = Pipeline(*models).fit(X, y, odds, ~late, late)
+    order = np.lexsort((np.random.default_rng(0).random(len(X)), X.race))
+    mixed = Matrix(X.values[order], X.columns, X.race)
+    for name, p in pipeline.predict(mixed, odds[order]).items():
+        assert np.allclose(p, pipeline.predict(X, odds)[name][order], atol=1e-9), name
+        assert np.allclose(np.bincount(X.race, p), 1)
