@@ -29,7 +29,7 @@ from .registry import aliases, locate
 
 # %% auto #0
 __all__ = ['STYLE', 'NOTEBOOK', 'Book', 'open_book', 'Card', 'card', 'title', 'heading', 'table', 'reasons', 'first_steps',
-           'trouble', 'command', 'environment', 'serve']
+           'trouble', 'await_visitor', 'command', 'environment', 'serve']
 
 # %% ../nbs/66_dashboard.ipynb #cell005
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ STYLE = """<style>
 .rd code { padding: 1px 5px } .rd pre { padding: 12px 16px; line-height: 1.7; overflow-x: auto }
 .rd-bar { display: flex; flex-wrap: wrap; gap: 10px 22px; align-items: center; margin: 14px 0 16px; overflow: visible }
 .rd-bar > * { overflow: visible } .rd-bar .widget-dropdown { margin: 0 2px; width: auto } .rd-bar select { min-width: 250px; border-radius: 7px; height: 32px }
-.rd-app .jupyter-button { border-radius: 7px; background: #f0f1ec; color: #1f2937; height: 32px; line-height: 30px; margin: 0 3px 3px 0; box-shadow: none; border: 1px solid transparent }
+.rd-app .jupyter-button { border-radius: 7px; background: #f0f1ec; color: #1f2937; height: 32px; line-height: 30px; margin: 0 3px 3px 0; box-shadow: none; border: 1px solid #e3e4dc }
 .rd-app .jupyter-button:focus-visible { outline: 2px solid #2f7f79; outline-offset: 1px } .rd-app .jupyter-button.mod-active { background: #2f7f79; color: #fff }
 .rd-app .widget-toggle-buttons { margin: 0; height: auto; width: auto } .rd-step { width: 34px !important; padding: 0 !important }
 .rd-stage .jupyter-button { width: 150px } .rd-picker .jupyter-button { width: 38px; padding: 0; font-variant-numeric: tabular-nums }
@@ -128,6 +128,7 @@ STYLE = """<style>
 @media (max-width: 1080px) { .rd-main { grid-template-columns: minmax(0, 1fr) } }
 .rd-sheet { background: #fff; border: 1px solid #e6e6df; border-radius: 12px; padding: 16px 18px; overflow: hidden; box-sizing: border-box; width: auto }
 .rd .tag { display: inline-block; padding: 1px 9px; border-radius: 99px; font-size: 12px; font-weight: 600; vertical-align: 2px; margin-left: 6px }
+.rd-picker { margin-bottom: 10px !important }
 .rd .unseen { background: #e2f0ee; color: #1f625d } .rd .known { background: #fbeed5; color: #86570d }
 .rd .wide { overflow-x: auto } .rd table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 .rd th { font-size: 12px; font-weight: 600; color: #6b7280; text-align: left; padding: 4px 6px; border-bottom: 1px solid #e6e6df; white-space: nowrap }
@@ -135,11 +136,12 @@ STYLE = """<style>
 .rd tbody tr { cursor: pointer } .rd tbody tr:hover { background: #f8f9f5 } .rd tbody tr.chosen { background: #eef5f3 }
 .rd .no { display: inline-block; min-width: 26px; text-align: center; border-radius: 6px; background: #374151; color: #fff; font-weight: 600; line-height: 24px }
 .rd .chosen .no { background: #2f7f79 } .rd .horse { font-weight: 600; line-height: 1.25 } .rd td small { line-height: 1.25 }
-.rd .p { min-width: 104px; white-space: nowrap } .rd .p i { display: inline-block; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; min-width: 1px }
+.rd { --bar: 84px } @media (max-width: 760px) { .rd { --bar: 30px } .rd-app { padding: 12px 10px 32px } .rd-sheet { padding: 12px 10px } }
+.rd .p { white-space: nowrap } .rd .p i { display: inline-block; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; min-width: 1px }
 .rd .p i.model { background: #2f7f79 } .rd .p i.market { background: #d3b779 } .rd .over { color: #1f625d; font-weight: 650 }
 .rd .medal { display: inline-block; width: 24px; border-radius: 99px; text-align: center; line-height: 24px; font-weight: 700; color: #3b2f0b }
 .rd .m1 { background: #e9c349 } .rd .m2 { background: #c9ced6 } .rd .m3 { background: #d79a63 }
-.rd svg { width: 100%; height: auto } .rd svg text { font-family: inherit !important } .rd dl { margin: 8px 0 0; font-size: 12.5px } .rd dt { font-weight: 600 } .rd dd { margin: 0 0 5px; color: #6b7280 }
+.rd svg { width: 100%; height: auto; margin-top: 4px } .rd svg text { font-family: inherit !important } .rd dl { margin: 8px 0 0; font-size: 12.5px } .rd dt { font-weight: 600 } .rd dd { margin: 0 0 5px; color: #6b7280 }
 </style>"""
 
 # %% ../nbs/66_dashboard.ipynb #cell013
@@ -175,7 +177,7 @@ def _price(odds: float | None) -> str:
 
 def _bar(p: float | None, kind: str, scale: float) -> str:
     "A probability as a bar and a figure."
-    return '<td class="p"></td>' if p is None else f'<td class="p {kind}" data-p="{p:.6f}"><i class="{kind}" style="width:{56 * p / scale:.1f}px"></i>{p:.1%}</td>'
+    return '<td class="p"></td>' if p is None else f'<td class="p {kind}" data-p="{p:.6f}"><i class="{kind}" style="width:calc(var(--bar) * {p / scale:.3f})"></i>{p:.1%}</td>'
 
 def _finish(r: dict) -> str:
     "The result of a runner; the first three wear their colour."
@@ -223,9 +225,9 @@ def reasons(
     r = card.runners.row(by_predicate=pl.col("runner_no") == runner_no, named=True)
     rows = strongest(card.moved.filter(runner_no=runner_no), n)
     real = rows.filter(pl.col("feature").is_in(card.moved["feature"].unique().implode())).select("feature", "value", "field_mean", "factor")
-    market = "" if r["market"] is None else f"; the market gives it {r['market']:.1%}"
-    scope = "and what moved it away from its price" if card.stage == "residual" else "the price of this race not being known to the model"
-    stands = f"{escape(r['horse_name'] or r['horse_id'])} is ranked {_ordinal(r['rank'])} of {len(card.runners)} with {r['model']:.1%}{market}, {scope}."
+    basis = "corrected from its price" if card.stage == "residual" else "on form alone"
+    market = "." if r["market"] is None else f"; the market gives it {r['market']:.1%}."
+    stands = f"{escape(r['horse_name'] or r['horse_id'])} is ranked {_ordinal(r['rank'])} of {len(card.runners)} with {r['model']:.1%}, {basis}{market}"
     words = _speaks(real.filter(pl.col("factor") > 1).head(2), "For it") + _speaks(real.filter(pl.col("factor") < 1).head(2), "Against it")
     terms = "".join(f"<dt>{escape(f)}</dt><dd>{escape(meaning(f)[1])}</dd>" for f in real["feature"])
     scale = "× multiplies the odds of winning against an average rival in this race."
@@ -255,6 +257,16 @@ def trouble(
 # %% ../nbs/66_dashboard.ipynb #cell023
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "dash_raceday.ipynb" if "__file__" in globals() else Path("../reports/dash_raceday.ipynb").resolve()
 
+def await_visitor() -> None:
+    "Load what the page needs; in a kernel that was started ahead, wait until somebody looks."
+    import lightgbm  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+
+    if os.environ.get("VOILA_PREHEAT") == "True":
+        from voila.utils import wait_for_request
+
+        wait_for_request()
+
 def command(
     notebook: Path,
     port: int = 8866,
@@ -264,7 +276,8 @@ def command(
     "The command line of Voilà."
     manager = "MappingKernelManager"
     options = [
-        f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0", f"--Voila.open_browser={browser}", "--template=raceday",
+        f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0", f"--Voila.open_browser={browser}", "--template=raceday", "--preheat_kernel=True",
+        "--VoilaConfiguration.extension_allowlist=['@jupyter-widgets/jupyterlab-manager','@voila-dashboards/widgets-manager8']",  # others, made for a newer Lab, can break the page
         "--VoilaConfiguration.allow_template_override=NO", "--VoilaConfiguration.allow_theme_override=NO", "--show_tracebacks=False",
         f"--{manager}.cull_idle_timeout={idle_s}", f"--{manager}.cull_interval={max(idle_s // 5, 1)}", f"--{manager}.cull_connected=False",
     ]  # fmt: skip

@@ -101,7 +101,7 @@ def _bars(ax, rows: pl.DataFrame) -> None:
     reach = max(abs(c).max(initial=0.0), 0.05)
     for i, x in enumerate(c):
         ax.text(x + (0.03 if x >= 0 else -0.03) * reach, i, f"×{rows['factor'][i]:.2f}", ha="left" if x >= 0 else "right", va="center", fontsize=8.5, color="#374151")
-    ax.set(xlim=(-1.35 * reach, 1.35 * reach), ylim=(len(c) - 0.4, -0.6))
+    ax.set(xlim=(-1.5 * reach, 1.5 * reach), ylim=(len(c) - 0.4, -0.6))
 
 def _labels(ax, rows: pl.DataFrame) -> None:
     "Feature names, and under each the value beside the field's."
@@ -120,12 +120,12 @@ def chart(
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "explain", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(6.2, 0.42 * len(rows) + 0.1))
-        left, right = figure.add_axes((0, 0, 0.42, 1)), figure.add_axes((0.42, 0, 0.58, 1))
+        figure = Figure(figsize=(4.7, 0.4 * len(rows) + 0.1))
+        left, right = figure.add_axes((0, 0, 0.45, 1)), figure.add_axes((0.45, 0, 0.55, 1))
         _labels(left, rows)
         _bars(right, rows)
         right.axvline(0, color="#d1d5db", lw=0.8, zorder=0)
         for ax in (left, right):
             ax.set_axis_off()
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    return out.getvalue()[out.getvalue().index("<svg") :]  # without the XML declaration, which has no place in a page

@@ -32,7 +32,7 @@ from .training import train
 
 # %% auto #0
 __all__ = ['Progress', 'silent', 'code_hash', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
-           'table']
+           'table', 'report', 'Notes', 'Job', 'run']
 
 # %% ../nbs/78a_mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
@@ -133,3 +133,145 @@ def table(prediction: Prediction) -> str:
         rows.append(f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20} {r.win_probability:>6.1%} {fair:>7} {odds:>7} {edge:>7}")
     notes = [f"  note: {w}" for w in prediction.warnings]
     return "\n".join([f"{prediction.race_id} by {prediction.model} {prediction.version} ({prediction.stage})", *rows, *notes])
+
+# %% ../nbs/78a_mainjob.ipynb #cell014
+def report(
+    home: Home,
+    source: str,  # name in the store
+    test_from: date,  # first day of the test window
+    test_to: date | None = None,  # last day
+    out: Path | None = None,  # folder of the report; one in the home by default
+    override: str = "",  # tripwires that may not stop the run
+    progress: Progress = silent,
+) -> dict:  # what was found, with the folder and the page of the report
+    "Run the backtest notebook."
+    from racing_core.reports import execute
+
+    known_source(home, source)
+    out = out or home.runs / f"{source}-{test_from}-{test_to or 'end'}"
+    notebook = Path(racing_core.__file__).parent.parent / "reports" / "10_backtest.ipynb"
+    asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override)
+    execute(notebook, out, asked, progress)
+    page = next(iter(sorted(out.glob("*.html"))), None)
+    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page) if page else None)
+
+@dataclass(frozen=True)
+class Notes:
+    "What was done, for what key; a step whose key has not changed is not taken again."
+
+    file: Path
+
+    def read(self) -> dict:
+        "Step to {key, answer}."
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+
+    def once(
+        self,
+        step: str,  # its name
+        key: dict,  # all that its answer depends on
+        there: Callable[[dict], bool],  # is what the answer speaks of still there?
+        work: Callable[[], dict],  # how to find the answer
+    ) -> tuple[dict, bool]:  # the answer, was it taken from the notes?
+        "The noted answer, or a new one."
+        noted = self.read().get(step, {})
+        if noted.get("key") == key and there(noted["answer"]):
+            return noted["answer"], True
+        answer = json.loads(json.dumps(work(), default=str))
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f".{self.file.name}.part")
+        part.write_text(json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1), encoding="utf-8")
+        part.replace(self.file)
+        return answer, False
+
+# %% ../nbs/78a_mainjob.ipynb #cell017
+@dataclass(frozen=True)
+class Job:
+    "What the main job is run on, and who hears of it."
+
+    home: Home
+    source: str = "simulated"
+    data: Path | None = None  # files of an adapter
+    races: int = 4000  # of a simulated world
+    seed: int = 0  # of a simulated world
+    test_from: date | None = None  # the last twelve months by default
+    tell: Callable[[str, str], None] = lambda step, line: None  # told what a step found
+    progress: Progress = silent
+
+    @property
+    def folder(self) -> Path:
+        "Where this source's run keeps its files."
+        return self.home.runs / self.source
+
+    def once(self, step: str, key: dict, there: Callable[[dict], bool], work: Callable[[], dict]) -> tuple[dict, str]:
+        "As `Notes.once`, with a word for the reader."
+        answer, noted = Notes(self.folder / "done.json").once(step, key, there, work)
+        return answer, "as before" if noted else ""
+
+def _line(*parts: str) -> str:
+    return ", ".join(p for p in parts if p)
+
+def _results(job: Job) -> dict:
+    "The store is filled."
+    r = obtain(job.home, job.source, job.data, job.races, job.seed, job.progress)
+    job.tell("results", _line(f"{r['races']:,} races, {r['starters']:,} starters", "" if r["changed"] else "stored before"))
+    return r
+
+def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
+    "The matrix is built for people to look at."
+    file = job.folder / "features.parquet"
+    r, before = job.once("features", key, lambda a: Path(a["file"]).is_file(), lambda: write_features(starts, file))
+    job.tell("features", _line(f"{r['features']} features of {r['starters']:,} starters, {r['missing']:.0%} unknown", before))
+    return r
+
+# %% ../nbs/78a_mainjob.ipynb #cell018
+def _backtest(job: Job, key: dict) -> dict:
+    "The test window is looked at once."
+    def work() -> dict:
+        return report(job.home, job.source, date.fromisoformat(key["test_from"]), out=job.folder / "backtest", progress=job.progress)
+
+    r, before = job.once("backtest", key, lambda a: bool(a["report"]) and Path(a["report"]).is_file(), work)
+    gain = f"ΔR² {r['delta_r2']:+.4f} [{r['delta_r2_ci'][0]:+.4f}, {r['delta_r2_ci'][1]:+.4f}]"
+    fit = f"R² model {r['fundamental']['r2']:.3f}, market {r['market']['r2']:.3f}, both {r['combined']['r2']:.3f}"
+    job.tell("backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before))
+    return r
+
+def _verified(answer: dict) -> bool:
+    try:
+        return manifest_of(Path(answer["folder"]))["version"] == answer["version"]
+    except RacingError:
+        return False
+
+def _bundle(job: Job, key: dict) -> dict:
+    "Everything known is learned; the first model of a home becomes its champion."
+    folder, now = job.home.bundles / job.source, datetime.now(UTC)
+    def work() -> dict:
+        manifest = train(job.home, job.source, folder, now, progress=lambda step: job.progress(step, None))
+        return {k: manifest[k] for k in ("name", "version", "trained_from", "trained_until")} | dict(folder=str(folder))
+
+    r, before = job.once("bundle", key, _verified, work)
+    state = aliases(job.home) if aliases(job.home)["champion"] else promote(job.home, folder, "champion", now)
+    role = "the champion" if state["champion"] == r["version"] else f"champion is {state['champion']}"
+    job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
+    return r | dict(champion=state["champion"])
+
+# %% ../nbs/78a_mainjob.ipynb #cell019
+def _prediction(job: Job, starts: pl.DataFrame) -> dict:
+    "The new model answers a card."
+    card = next_week(starts)
+    (job.folder / "card.json").write_text(card.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+    answer = Predictor(read(job.home.bundles / job.source)).predict(card)
+    job.tell("prediction", table(answer))
+    return answer.model_dump(mode="json")
+
+def run(
+    job: Job,
+) -> dict:  # the figures of each step, where the report and the card are, seconds
+    "All steps in order; what was done before for the same data and code is not done again."
+    began, facts = time.perf_counter(), dict(source=job.source, results=_results(job))
+    store = Store(job.home, job.source)
+    starts, key = store.starts(), dict(data=store.fingerprint, code=code_hash())
+    facts["features"] = _features(job, starts, key)
+    facts["backtest"] = _backtest(job, key | dict(test_from=str(job.test_from or last_year(starts["date"].max()))))
+    facts["bundle"] = _bundle(job, key)
+    facts["prediction"] = _prediction(job, starts)
+    return facts | dict(report=facts["backtest"]["report"], card=str(job.folder / "card.json"), seconds=round(time.perf_counter() - began, 1))

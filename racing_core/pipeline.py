@@ -21,7 +21,7 @@ from .models.trees import LambdaRank, SoftmaxTrees
 from .odds import has_market, softmax
 
 # %% auto #0
-__all__ = ['Progress', 'fundamental_models', 'residual_models', 'Pipeline', 'save_pipeline', 'load_pipeline']
+__all__ = ['RESIDUAL_SHARE', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline', 'save_pipeline', 'load_pipeline']
 
 # %% ../nbs/48_pipeline.ipynb #cell005
 def fundamental_models() -> dict[str, Model]:
@@ -31,8 +31,10 @@ def fundamental_models() -> dict[str, Model]:
 
 def residual_models() -> dict[str, Model]:
     "The models that start from the price of the race and are held close to it."
-    models = ConditionalLogit(l2=5000), SoftmaxTrees(trees=180, learning_rate=0.03, leaves=6, min_rows=1000, l2=150, column_share=0.1)
+    models = ConditionalLogit(l2=3000), SoftmaxTrees(trees=180, learning_rate=0.03, leaves=6, min_rows=1000, l2=150, column_share=0.1)
     return {m.kind: m for m in models}
+
+RESIDUAL_SHARE = {"conditional_logit": 0.7, "lightgbm_softmax": 0.3}  # prior of the residual weights; equal shares for others
 
 Progress = Callable[[str], None]  # told what is being fitted
 
@@ -52,6 +54,7 @@ class Pipeline:
     weights: dict[str, np.ndarray] = field(default_factory=dict)  # "fundamental", "blend", "residual", and one for each model alone
     power: float = 1.0  # on normalised prices
     columns: tuple[str, ...] = ()  # what it reads, in order
+    refit: bool = True  # fit again on both windows once the weights stand
 
     def fit(
         self,
@@ -64,16 +67,31 @@ class Pipeline:
     ) -> Pipeline:
         "Train every part."
         self.columns = X.columns
+        priced = has_market(odds, X.race)[X.race]
+        if not ((train & priced).any() and (tune & priced).any()):
+            self.residual = {}
+        else:
+            known = (train | tune) & priced
+            self.power = power_of(odds[known], y.win[known], X.rows(known).race)
+        self._train(X, y, odds, train, train & priced, progress)
+        self._weigh(X, y, odds, tune, tune & priced)
+        if self.refit:
+            self._train(X, y, odds, train | tune, (train | tune) & priced, lambda step: progress(f"{step}, both windows"))
+        return self
+
+    def _train(self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray, progress: Progress) -> None:
+        T, P = X.rows(rows), X.rows(priced)
         for name, model in self.fundamental.items():
             progress(name)
-            model.fit(X.rows(train), y.rows(train))
-        self._weigh_fundamental(X.rows(tune), y.rows(tune))
-        priced = has_market(odds, X.race)[X.race]
-        if (train & priced).any() and (tune & priced).any():
-            self._fit_residual(X, y, odds, train & priced, tune & priced, progress)
-        else:
-            self.residual = {}
-        return self
+            model.fit(T, y.rows(rows))
+        for name, model in self.residual.items():
+            progress(f"residual {name}")
+            model.fit(P, y.rows(priced), offset=market_utility(odds[priced], P.race, self.power))
+
+    def _weigh(self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray) -> None:
+        self._weigh_fundamental(X.rows(rows), y.rows(rows))
+        if self.residual:
+            self._weigh_residual(X.rows(priced), y.rows(priced), odds[priced])
 
     def _weigh_fundamental(self, X: Matrix, y: Outcomes) -> None:
         U = _columns(self.fundamental, X)
@@ -81,18 +99,12 @@ class Pipeline:
         for j, name in enumerate(self.fundamental):
             self.weights[name] = likelihood_weights(U[:, [j]], y.win, X.race)
 
-    def _fit_residual(self, X: Matrix, y: Outcomes, odds: np.ndarray, train: np.ndarray, tune: np.ndarray, progress: Progress) -> None:
-        known = X.rows(train | tune)
-        self.power = power_of(odds[train | tune], y.win[train | tune], known.race)
-        T, V = X.rows(train), X.rows(tune)
-        start = market_utility(odds[train], T.race, self.power)
-        for name, model in self.residual.items():
-            progress(f"residual {name}")
-            model.fit(T, y.rows(train), offset=start)
-        market, share = market_utility(odds[tune], V.race, self.power), 1 / len(self.residual)
-        R, opinion = _columns(self.residual, V), _columns(self.fundamental, V) @ self.weights["fundamental"]
-        self.weights["residual"] = likelihood_weights(R, y.win[tune], V.race, offset=market, prior=share, strength=300.0)
-        self.weights["blend"] = likelihood_weights(np.stack([market, opinion], axis=1), y.win[tune], V.race)
+    def _weigh_residual(self, X: Matrix, y: Outcomes, odds: np.ndarray) -> None:
+        market, opinion = market_utility(odds, X.race, self.power), _columns(self.fundamental, X) @ self.weights["fundamental"]
+        share = np.array([RESIDUAL_SHARE.get(name, 1.0) for name in self.residual])
+        residual = _columns(self.residual, X)
+        self.weights["residual"] = likelihood_weights(residual, y.win, X.race, offset=market, prior=share / share.sum(), strength=300.0)
+        self.weights["blend"] = likelihood_weights(np.stack([market, opinion], axis=1), y.win, X.race)
 
     def predict(
         self,

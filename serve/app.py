@@ -58,6 +58,8 @@ def _complaint(loc: list | tuple, msg: str, kind: str) -> dict:
 async def _bad_card(request: Request, e: RequestValidationError) -> Response:
     "422 with the field named. What was sent is not sent back: it may be huge, or no valid JSON (nan, lone surrogates)."
     detail = [_complaint(d["loc"], d["msg"].removeprefix("Value error, "), d["type"]) for d in e.errors()]
+    if "json" not in request.headers.get("content-type", ""):
+        detail.append(_complaint(["header", "Content-Type"], "send the card with Content-Type: application/json", "content_type"))
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 

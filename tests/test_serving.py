@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from racing_core.simulate import simulate
 
 ROOT = Path(__file__).resolve().parent.parent
 PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_unknown_horses_are_answered_and_named(client):
 
 
 def test_the_sample_card_is_answered(client):
-    reply = client.post(PREDICT, content=(ROOT / "data" / "sample" / "card.json").read_bytes())
+    reply = client.post(PREDICT, content=(ROOT / "data" / "sample" / "card.json").read_bytes(), headers=JSON)
     assert reply.status_code == 200 and reply.json()["ranked"]
 
 
@@ -221,38 +223,40 @@ def test_a_bad_card_is_refused_with_the_field_named(client, bad, field):
     assert "Traceback" not in reply.text and 'File "' not in reply.text
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"{",
-        b"null",
-        b'"card"',
-        b"\xff\xfe",
-        b'{"date": NaN}',
-        b'{"distance_m": 1e999}',
-        b'{"course": "\\ud800"}',
-        b'{"\\ud800": 1}',
-        b"[" * 5000,
-        b'{"prize": ' + b"9" * 5000 + b"}",
-    ],
-    ids=["empty", "truncated", "null", "text", "bytes", "nan", "infinite", "surrogate", "surrogate name", "nested", "long number"],
-)
+RUBBISH = {
+    "empty": b"",
+    "truncated": b"{",
+    "null": b"null",
+    "text": b'"card"',
+    "bytes": b"\xff\xfe",
+    "nan": b'{"date": NaN}',
+    "infinite": b'{"distance_m": 1e999}',
+    "surrogate": b'{"course": "\\ud800"}',
+    "surrogate name": b'{"\\ud800": 1}',
+    "nested": b"[" * 5000,
+    "long number": b'{"prize": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("raw", RUBBISH.values(), ids=RUBBISH)
 def test_rubbish_is_refused_without_a_trace(client, raw):
-    reply = client.post(PREDICT, content=raw, headers={"content-type": "application/json"})
+    reply = client.post(PREDICT, content=raw, headers=JSON)
     assert 400 <= reply.status_code < 500, reply.text
     assert "Traceback" not in reply.text
     assert client.get(HEALTH).status_code == 200
 
 
+def test_a_card_that_is_not_announced_as_json_is_told_so(client):
+    reply = client.post(PREDICT, data={"card": json.dumps(EXAMPLE)})
+    assert reply.status_code == 422 and "Content-Type: application/json" in reply.text
+
+
 def test_a_body_larger_than_any_card_is_cut_off(client, card):
-    full = [
-        body(card)["runners"][0] | dict(runner_no=i, horse_id="h" * 97 + f"{i:03}", horse_name="n" * 100, jockey="j" * 100, trainer="t" * 100)
-        for i in range(1, 41)
-    ]
+    long = dict(horse_name="n" * 100, jockey="j" * 100, trainer="t" * 100)
+    full = [body(card)["runners"][0] | long | dict(runner_no=i, horse_id=f"{i:0100}") for i in range(1, 41)]
     largest = json.dumps(body(card) | dict(runners=full)).encode()
-    assert len(largest) < MAX_BODY / 4 and client.post(PREDICT, content=largest).status_code == 200
-    assert client.post(PREDICT, content=b" " * (MAX_BODY + 1)).status_code == 413
+    assert len(largest) < MAX_BODY / 4 and client.post(PREDICT, content=largest, headers=JSON).status_code == 200
+    assert client.post(PREDICT, content=b" " * (MAX_BODY + 1), headers=JSON).status_code == 413
 
 
 # --- beginning and end -------------------------------------------------------------------------------------------------------
@@ -293,8 +297,6 @@ def test_sigterm_leaves_nobody_behind(small_bundle, when):
 
 
 def test_a_tampered_bundle_is_refused_by_name(small_bundle, tmp_path):
-    import shutil
-
     from serve.app import build
 
     spoilt = shutil.copytree(small_bundle, tmp_path / "spoilt")
@@ -332,32 +334,32 @@ def test_a_card_from_the_past_is_no_forecast(predictor, world):
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
+scalar = st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=8)
+anything = scalar | st.lists(scalar, max_size=3) | st.dictionaries(st.text(max_size=8), scalar, max_size=3)
+maybe_runner = dict(
+    horse_id=st.sampled_from(["S000001", "S000044", "x"]),
+    horse_name=st.text(max_size=5),
+    draw=st.integers(0, 14),
+    odds=st.floats(0.5, 300),
+    weight_kg=st.floats(30, 95),
+    rating=st.floats(0, 140),
+    age=st.integers(0, 30),
+    non_runner=st.booleans(),
+    body_weight_kg=anything,
+    gear=anything,
 )
-runner_like = st.fixed_dictionaries(
-    {"runner_no": st.integers(-1, 12)},
-    optional=dict(
-        horse_id=st.sampled_from(["S000001", "S000044", "x"]), horse_name=st.text(max_size=5), draw=st.integers(0, 14), odds=st.floats(0.5, 300), weight_kg=st.floats(30, 95),
-        rating=st.floats(0, 140), age=st.integers(0, 30), non_runner=st.booleans(), body_weight_kg=anything, gear=anything,
-    ),
-)  # fmt: skip
-card_like = st.fixed_dictionaries(
-    {},
-    optional=dict(
-        distance_m=st.integers(300, 9100),
-        going=st.sampled_from(["good", "soft", "?"]),
-        runners=st.lists(runner_like, max_size=6),
-        prize=anything,
-        rail=anything,
-    ),
+runner_like = st.fixed_dictionaries({"runner_no": st.integers(-1, 12)}, optional=maybe_runner)
+maybe_card = dict(
+    distance_m=st.integers(300, 9100),
+    going=st.sampled_from(["good", "soft", "?"]),
+    runners=st.lists(runner_like, max_size=6),
+    prize=anything,
+    rail=anything,
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(card_like)
+@given(st.fixed_dictionaries({}, optional=maybe_card))
 def test_any_card_is_refused_or_answered_in_full(predictor, changes):
     try:
         card = Card.model_validate(EXAMPLE | changes)

@@ -17,7 +17,7 @@ from .contract import Card
 __all__ = ['MAX_BODY', 'STALE_DAYS', 'check_source', 'time_warnings', 'card_warnings', 'known', 'stranger_warnings']
 
 # %% ../../nbs/71_serving.guard.ipynb #cell005
-MAX_BODY = 256 * 1024  # bytes; a card of 40 runners with every field is about 12 kB
+MAX_BODY = 256 * 1024  # bytes; a card of 40 runners with every field with the longest names is about 26 kB
 
 def check_source(
     card: Card,
