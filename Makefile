@@ -7,6 +7,8 @@ LOCK   := requirements.lock
 SOURCE ?= simulated
 DATA   ?=
 ARGS   ?=
+# several processes on few cores: one thread each, or OpenMP threads spend their time waiting for one another
+ONE    := OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2
 
 .PHONY: help run test notebooks suite lint readme lab clean openmp system
 help:           ## what there is to make
@@ -21,10 +23,10 @@ lint: $(VENV)/.test
 	@$(BIN)/ruff check racing_core serve tests benchmarks setup.py
 
 notebooks: $(VENV)/.test ## run every notebook with its assertions
-	@$(BIN)/nbdev_test --n_workers 2 --flags slow
+	@$(ONE) $(BIN)/nbdev_test --n_workers 2 --flags slow
 
 suite: $(VENV)/.test system
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb

@@ -127,6 +127,7 @@ def _free(host: str, port: int) -> None:
             raise BadInput("cannot listen there", got=f"{host}:{port}", expected="a free port", do=f"choose another with --port ({e.strerror})") from e
 
 # %% ../nbs/79_cli.ipynb #cell013
+_EXIT = {BadInput: 2, Leak: 3, Tampered: 4}
 _CODES = "Exit codes: 0 done, 1 a fault of ours (or of the machine: doctor), 2 bad usage or input, 3 leak or tripwire, 4 tampered bundle."
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   epilog=_examples("racing run", "racing ingest hkjc results/", "racing backtest --source hkjc --test-from 2023-01-01") + f"\n\n{_CODES}")  # fmt: skip
@@ -153,7 +154,7 @@ def main(
         except SystemExit as e:
             return int(e.code or 0)
         except RacingError as e:
-            return shared.refuse(e.as_dict(), e.message, 3 if isinstance(e, Leak) else 4 if isinstance(e, Tampered) else 2)
+            return shared.refuse(e.as_dict(), e.message, _EXIT.get(type(e), 1))
         except typer.TyperException as e:
             return shared.refuse(dict(error="BadUsage", what=e.format_message(), do="see --help"), e.format_message(), 2)
         except OSError as e:

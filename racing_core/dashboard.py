@@ -136,7 +136,7 @@ STYLE = """<style>
 .rd tbody tr { cursor: pointer } .rd tbody tr:hover { background: #f8f9f5 } .rd tbody tr.chosen { background: #eef5f3 }
 .rd .no { display: inline-block; min-width: 26px; text-align: center; border-radius: 6px; background: #374151; color: #fff; font-weight: 600; line-height: 24px }
 .rd .chosen .no { background: #2f7f79 } .rd .horse { font-weight: 600; line-height: 1.25 } .rd td small { line-height: 1.25 }
-.rd { --bar: 84px } @media (max-width: 760px) { .rd { --bar: 30px } .rd-app { padding: 12px 10px 32px } .rd-sheet { padding: 12px 10px } }
+.rd { --bar: 72px } @media (max-width: 760px) { .rd { --bar: 30px } .rd-app { padding: 12px 10px 32px } .rd-sheet { padding: 12px 10px } }
 .rd .p { white-space: nowrap } .rd .p i { display: inline-block; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; min-width: 1px }
 .rd .p i.model { background: #2f7f79 } .rd .p i.market { background: #d3b779 } .rd .over { color: #1f625d; font-weight: 650 }
 .rd .medal { display: inline-block; width: 24px; border-radius: 99px; text-align: center; line-height: 24px; font-weight: 700; color: #3b2f0b }
@@ -257,6 +257,8 @@ def trouble(
 # %% ../nbs/66_dashboard.ipynb #cell023
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "dash_raceday.ipynb" if "__file__" in globals() else Path("../reports/dash_raceday.ipynb").resolve()
 
+_EXTENSIONS = "@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"  # others, made for a newer Lab, can break the page
+
 def await_visitor() -> None:
     "Load what the page needs; in a kernel that was started ahead, wait until somebody looks."
     import lightgbm  # noqa: F401
@@ -277,7 +279,7 @@ def command(
     manager = "MappingKernelManager"
     options = [
         f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0", f"--Voila.open_browser={browser}", "--template=raceday", "--preheat_kernel=True",
-        "--VoilaConfiguration.extension_allowlist=['@jupyter-widgets/jupyterlab-manager','@voila-dashboards/widgets-manager8']",  # others, made for a newer Lab, can break the page
+        *(f"--VoilaConfiguration.extension_allowlist={e}" for e in _EXTENSIONS),
         "--VoilaConfiguration.allow_template_override=NO", "--VoilaConfiguration.allow_theme_override=NO", "--show_tracebacks=False",
         f"--{manager}.cull_idle_timeout={idle_s}", f"--{manager}.cull_interval={max(idle_s // 5, 1)}", f"--{manager}.cull_connected=False",
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from .data.store import Store, sources
 from .errors import BadInput, RacingError
 from .features.matrix import build, names
 from .registry import aliases, promote
+from .reports import execute
 from .serving.contract import Card, Prediction
 from .serving.predictor import Predictor, sample_card
 from .simulate import simulate
@@ -91,6 +92,8 @@ def obtain(
 ) -> dict:  # the reconciliation
     "Results in the store, whichever way."
     if source == "simulated":
+        if data is not None:
+            raise BadInput("a simulated world needs no files", got=str(data), expected="an adapter as source", do="name it, as in --source hkjc")
         return store_world(home, races, seed)
     if data is not None:
         return ingest(source, data, home, progress=lambda step: progress(step, None)).as_dict()
@@ -145,15 +148,12 @@ def report(
     progress: Progress = silent,
 ) -> dict:  # what was found, with the folder and the page of the report
     "Run the backtest notebook."
-    from racing_core.reports import execute
-
     known_source(home, source)
     out = out or home.runs / f"{source}-{test_from}-{test_to or 'end'}"
     notebook = Path(racing_core.__file__).parent.parent / "reports" / "10_backtest.ipynb"
     asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override)
-    execute(notebook, out, asked, progress)
-    page = next(iter(sorted(out.glob("*.html"))), None)
-    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page) if page else None)
+    page = execute(notebook, out, asked, progress)
+    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page))
 
 @dataclass(frozen=True)
 class Notes:
@@ -229,7 +229,7 @@ def _backtest(job: Job, key: dict) -> dict:
     def work() -> dict:
         return report(job.home, job.source, date.fromisoformat(key["test_from"]), out=job.folder / "backtest", progress=job.progress)
 
-    r, before = job.once("backtest", key, lambda a: bool(a["report"]) and Path(a["report"]).is_file(), work)
+    r, before = job.once("backtest", key, lambda a: Path(a["report"]).is_file(), work)
     gain = f"ΔR² {r['delta_r2']:+.4f} [{r['delta_r2_ci'][0]:+.4f}, {r['delta_r2_ci'][1]:+.4f}]"
     fit = f"R² model {r['fundamental']['r2']:.3f}, market {r['market']['r2']:.3f}, both {r['combined']['r2']:.3f}"
     job.tell("backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before))

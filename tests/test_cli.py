@@ -1,0 +1,272 @@
+"""The `racing` command from outside: answers, exit codes, clean standard output, and the way from nothing to a promoted model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from racing_core import cli, mainjob
+from racing_core.errors import Leak
+
+COMMANDS = [
+    "simulate", "ingest", "features list", "features build", "backtest", "train", "promote", "rollback",
+    "predict", "serve", "dashboard", "lab", "doctor", "run",
+]  # fmt: skip
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {"OMP_NUM_THREADS": "1"}
+RACES = 1800
+
+
+def racing(*args: object, home: Path | None = None, timeout: float = 300, **kw) -> subprocess.CompletedProcess:
+    "The command as the shell calls it."
+    argv = [sys.executable, "-c", "import sys; from racing_core.cli import main; sys.exit(main())", *(["--home", str(home)] if home else []), *map(str, args)]
+    return subprocess.run(argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw)
+
+
+def answer(*args: object, home: Path, code: int = 0, **kw) -> dict:
+    "The one JSON object on standard output."
+    done = racing(*args, "--json", home=home, **kw)
+    assert done.returncode == code, done.stderr[-2000:]
+    assert done.stdout.endswith("\n") and done.stdout.count("\n") == 1, done.stdout
+    return json.loads(done.stdout, parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    "A home with a world and a trained, promoted model; tests may read it, not change it."
+    place = tmp_path_factory.mktemp("home")
+    made = answer("simulate", "--races", RACES, home=place)
+    assert made["races"] == RACES and made["changed"]
+    assert answer("train", "--source", "simulated", home=place)["folder"] == str(place / "bundles" / "simulated")
+    answer("promote", "simulated", "--to", "champion", home=place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def card(home, tmp_path_factory) -> Path:
+    "A card of horses that the model knows."
+    from racing_core.config import home as home_of
+    from racing_core.data.store import Store
+
+    file = tmp_path_factory.mktemp("cards") / "card.json"
+    file.write_text(mainjob.next_week(Store(home_of(home), "simulated").starts()).model_dump_json(exclude_none=True), encoding="utf-8")
+    return file
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_names_the_json_option(command, capsys):
+    assert cli.main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"racing {command}" in said and "Examples:" in said and "--json" in said
+
+
+def test_top_help_lists_every_command_and_the_exit_codes(capsys):
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(c.split()[0] in said for c in COMMANDS) and "--home" in said and "Exit codes" in said
+
+
+def test_help_pays_for_no_heavy_import():
+    code = "import sys, racing_core.cli; print(sorted({m.split('.')[0] for m in sys.modules} & {'numpy','polars','pandas','lightgbm','sklearn','mlflow','torch','rich','pydantic','scipy','matplotlib'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_installed_script_is_this_command():
+    script = Path(sys.executable).with_name("racing")
+    if not script.exists():
+        pytest.skip("the package is not installed as a script beside this Python")
+    assert subprocess.run([script, "nonsense"], capture_output=True, env=ENV).returncode == 2
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+BAD = {
+    "unknown command": (["nonsense"], "nonsense"),
+    "unknown option": (["simulate", "--horses", "3"], "--horses"),
+    "no races": (["simulate", "--races", "0"], "--races"),
+    "races in words": (["simulate", "--races", "many"], "--races"),
+    "market out of range": (["simulate", "--inefficiency", "1.5"], "inefficiency"),
+    "unknown adapter": (["ingest", "nowhere", "."], "nowhere"),
+    "missing path": (["ingest", "hkjc", "not/there"], "not/there"),
+    "reserved name": (["ingest", "hkjc", ".", "--name", "simulated"], "simulated"),
+    "unknown source": (["backtest", "--source", "nowhere", "--test-from", "2020-01-01"], "nowhere"),
+    "bad date": (["backtest", "--source", "simulated", "--test-from", "31/01/2020"], "31/01/2020"),
+    "no test window": (["backtest", "--source", "simulated"], "--test-from"),
+    "features of nothing": (["features", "build", "--source", "nowhere", "--out", "x.parquet"], "nowhere"),
+    "unknown family": (["features", "list", "--family", "nobody"], "nobody"),
+    "train on nothing": (["train", "--source", "nowhere"], "nowhere"),
+    "train before all races": (["train", "--source", "simulated", "--until", "1999-01-01"], "1999-01-01"),
+    "no such bundle": (["promote", "nowhere", "--to", "champion"], "nowhere"),
+    "unknown title": (["promote", "simulated", "--to", "king"], "king"),
+    "nothing to roll back": (["rollback"], "champion"),
+    "no such card": (["predict", "nowhere.json"], "nowhere.json"),
+    "serve without model": (["serve", "--bundle", "challenger"], "challenger"),
+    "files for a simulated world": (["run", "--data", "."], "--source hkjc"),
+    "real results that are not stored": (["run", "--source", "hkjc"], "hkjc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_plain_words(case, home):
+    args, named = BAD[case]
+    told = answer(*args, home=home, code=2)
+    assert named in json.dumps(told, ensure_ascii=False) and told["error"] in ("BadInput", "BadUsage")
+
+
+def test_a_refusal_for_people_is_on_standard_error(home):
+    done = racing("train", "--source", "nowhere", home=home)
+    assert (done.returncode, done.stdout) == (2, "") and "racing simulate" not in done.stdout and "nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+CARDS = {
+    "empty": ("", "card"),
+    "no JSON": ("{", "card"),
+    "a list": ("[]", "card"),
+    "no runners": ('{"runners": []}', "jurisdiction"),
+    "not text": (b"\xff\xfe\x00", "card"),
+    "odds of one": (lambda c: c["runners"][0].update(odds=1.0), "runners.0.odds"),
+    "a word for a number": (lambda c: c["runners"][1].update(draw="rail"), "runners.1.draw"),
+    "unknown field": (lambda c: c.update(weather="fine"), "weather"),
+    "no such going": (lambda c: c.update(going="bouncy"), "going"),
+    "another source": (lambda c: c.update(source="hkjc"), "source"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_a_bad_card_is_refused_with_its_field(case, home, card, tmp_path):
+    fault, field = CARDS[case]
+    if callable(fault):
+        content = json.loads(card.read_text())
+        fault(content)
+        fault = json.dumps(content)
+    file = tmp_path / "card.json"
+    file.write_bytes(fault.encode() if isinstance(fault, str) else fault)
+    assert field in answer("predict", file, home=home, code=2)["what"]
+
+
+def test_a_changed_bundle_has_a_code_of_its_own(home, card, tmp_path):
+    import shutil
+
+    shutil.copytree(home / "bundles" / "simulated", tmp_path / "bundle")
+    victim = next(f for f in sorted((tmp_path / "bundle" / "pipeline").rglob("*")) if f.is_file())
+    victim.write_bytes(victim.read_bytes() + b" ")
+    told = answer("predict", card, "--bundle", tmp_path / "bundle", home=home, code=4)
+    assert told["error"] == "Tampered" and victim.name in told["where"]
+
+
+def test_a_leak_has_a_code_of_its_own(monkeypatch, capsys, home):
+    def leak(*args, **kw):
+        print("chatter")
+        raise Leak("too good to be true", got=0.61, expected="top-1 below 45%")
+
+    monkeypatch.setattr(mainjob, "report", leak)
+    assert cli.main(["--home", str(home), "backtest", "--source", "simulated", "--test-from", "2019-01-01", "--json"]) == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"] == "Leak" and "chatter" in said.err
+
+
+def test_a_home_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert answer("simulate", "--races", 50, home=tmp_path / "file", code=2)["error"] == "BadInput"
+    told = answer("doctor", home=tmp_path / "file", code=1)
+    assert not told["usable"] and [c["name"] for c in told["checks"] if c["required"] and c["state"] != "ok"] == ["home"]
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+@given(st.recursive(st.floats() | st.integers() | st.text() | st.none() | st.booleans() | st.dates(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_every_answer_is_strict_json(value):
+    json.loads(json.dumps(cli.plain(dict(value=value)), allow_nan=False))
+
+
+def test_the_option_goes_before_the_environment(tmp_path):
+    for args, env, place in ((["--home", tmp_path / "a"], tmp_path / "b", "a"), ([], tmp_path / "c", "c")):
+        assert racing(*args, "simulate", "--races", 50, env={"RACING_HOME": str(env)}).returncode == 0
+        assert (tmp_path / place / "store" / "simulated" / "manifest.json").is_file()
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_world_is_stored_once_and_replaced_whole(tmp_path):
+    first, again = (answer("simulate", "--races", 200, "--seed", 1, home=tmp_path) for _ in range(2))
+    assert first["changed"] and not again["changed"] and again["starters"] == first["starters"]
+    assert answer("simulate", "--races", 100, "--seed", 2, home=tmp_path)["changed"]
+    assert answer("features", "build", "--source", "simulated", "--out", tmp_path / "f.parquet", home=tmp_path)["starters"] < first["starters"]
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["simulated"]
+
+
+def test_features_are_listed_and_counted(home):
+    told = answer("features", "list", home=home)
+    assert told["counts"]["historical"] == 56 == len(told["features"]) and {"name", "unit", "family", "reads"} <= set(told["features"][0])
+
+
+def test_doctor_finds_the_champion(home):
+    told = answer("doctor", home=home)
+    found = {c["name"]: c for c in told["checks"]}
+    assert told["usable"] and found["champion"]["state"] == "ok" and "verified" in found["champion"]["found"] and found["sources"]["state"] == "ok"
+    assert all(c["do"] for c in told["checks"] if c["state"] != "ok")
+
+
+def test_a_card_is_ranked_from_a_file_and_from_standard_input(home, card):
+    told = answer("predict", card, home=home)
+    assert sum(r["win_probability"] for r in told["ranked"]) == pytest.approx(1) and told["stage"] == "combined"
+    assert answer("predict", "-", home=home, input=card.read_text()) == told
+    assert answer("predict", card, "--bundle", home / "bundles" / "simulated", home=home) == told
+    table = racing("predict", card, home=home).stdout
+    assert table.splitlines()[2].split()[0] == "1" and len(table.splitlines()) >= 2 + len(told["ranked"])
+
+
+def test_the_service_starts_answers_and_stops(home, card):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+        assert str(port) in answer("serve", "--port", port, home=home, code=2)["got"]
+    argv = [sys.executable, "-c", "import sys; from racing_core.cli import main; sys.exit(main())", "--home", str(home), "serve", "--port", str(port), "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV) as server:
+        try:
+            url = json.loads(server.stdout.readline())["url"]
+            for _ in range(120):
+                try:
+                    if httpx.get(f"{url}/api/v2/health", timeout=5).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.5)
+            told = httpx.post(f"{url}/api/v2/predict", content=card.read_bytes(), headers={"content-type": "application/json"}, timeout=60)
+            assert told.json()["ranked"] == answer("predict", card, home=home)["ranked"]
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0 and server.stdout.read() == ""
+
+
+# --- from nothing to a promoted model --------------------------------------------------------------------------------
+def test_the_way_of_a_model(tmp_path, card):
+    made = answer("simulate", "--races", RACES, home=tmp_path)
+    built = answer("features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=tmp_path)
+    assert built["starters"] == made["starters"] and built["features"] == 56
+    found = answer("backtest", "--source", "simulated", "--test-from", "2019-10-01", "--report", tmp_path / "report", home=tmp_path)
+    assert {"races", "starters", "uniform_logloss", "market", "fundamental", "combined", "delta_r2", "delta_r2_ci", "test_looks", "tripwires", "seconds", "peak_mb"} <= set(found)
+    assert Path(found["report"]).parent == tmp_path / "report" and Path(found["report"]).stat().st_size > 10_000
+    versions = []
+    for until in ("2019-10-01", "2019-11-01"):
+        versions.append(answer("train", "--source", "simulated", "--until", until, "--out", tmp_path / until, home=tmp_path)["version"])
+        assert answer("promote", tmp_path / until, "--to", "champion", home=tmp_path)["champion"] == versions[-1]
+    assert answer("predict", card, home=tmp_path)["version"] == versions[1]
+    assert answer("rollback", home=tmp_path)["champion"] == versions[0]
+    assert answer("predict", card, home=tmp_path)["version"] == versions[0]
+
+
+def test_the_main_job_resumes_where_it_stopped(tmp_path):
+    first = racing("run", "--races", RACES, home=tmp_path)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "report: " in first.stdout and first.stdout.count("\n  ") >= 3 and "racing predict" not in first.stderr
+    ledger = (tmp_path / "runs" / "looks.json").read_text()
+    again = answer("run", "--races", RACES, home=tmp_path)
+    assert (tmp_path / "runs" / "looks.json").read_text() == ledger, "the test window is not looked at again"
+    assert Path(again["report"]).is_file() and again["bundle"]["champion"] == again["bundle"]["version"] and not again["results"]["changed"]
+    assert answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"]["ranked"] and not again["prediction"]["warnings"]
