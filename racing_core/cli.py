@@ -34,6 +34,11 @@ def plain(x: Any) -> Any:
         return x if abs(x) < float("inf") else None
     return x if isinstance(x, int | str) or x is None else str(x)
 
+def _near(path: str | Path) -> str:
+    "Seen from where we stand, if it lies below."
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
 @dataclass
 class Shared:
     "What all commands share: where the answer goes, in which form, and the home."
@@ -229,7 +234,7 @@ def features_build(
     with Bar("features") as bar:
         bar(source)
         made = write_features(Store(ctx.obj.home, known_source(ctx.obj.home, source)).starts(), out)
-    ctx.obj.answer(made, f"{made['features']} features of {made['starters']:,} starters in {out} ({made['missing']:.1%} unknown, {made['seconds']:.1f} s)")
+    ctx.obj.answer(made, f"{made['features']} features of {made['starters']:,} starters in {_near(out)} ({made['missing']:.1%} unknown, {made['seconds']:.1f} s)")
 
 # %% ../nbs/79_cli.ipynb #cell018
 _BOARDS = ("market", "market_recalibrated", "conditional_logit", "lightgbm_lambdarank", "lightgbm_softmax", "fundamental", "blend", "combined", "oracle")
@@ -242,7 +247,7 @@ def _scoreboard(r: dict) -> str:
         f"{r['races']:,} test races, {r['starters']:,} starters, {r['test_from']} to {r['test_to']}; look {r['test_looks']} at this window",
         f"{'':<22}{'R²':>8}{'log loss':>10}{'top 1':>8}{'Brier':>9}{'ECE':>9}", *rows,
         f"ΔR² of combined over the recalibrated market: {r['delta_r2']:+.4f} (95% {lo:+.4f} to {hi:+.4f})",
-        *(f"tripwire: {name}" for name in r.get("tripped", [])), f"report: {r['report']}   ({r['seconds']:.0f} s, {r['peak_mb']:,.0f} MB)",
+        *(f"tripwire: {name}" for name in r.get("tripped", [])), f"report: {_near(r['report'])}   ({r['seconds']:.0f} s, {r['peak_mb']:,.0f} MB)",
     ])  # fmt: skip
 
 @app.command(rich_help_panel="Research", epilog=_examples("racing backtest --source simulated --test-from 2021-04-05", "racing backtest --source hkjc --test-from 2023-01-01 --json"))
@@ -280,7 +285,7 @@ def train(
     with Bar(f"train {source}") as bar:
         manifest = fit(home, known_source(home, source), folder, datetime.now(UTC), until, bar)
     facts = {k: manifest[k] for k in ("name", "version", "source", "trained_from", "trained_until", "metrics")} | dict(folder=folder, seconds=round(time.perf_counter() - began, 1))
-    ctx.obj.answer(facts, f"{manifest['name']} {manifest['version']} in {folder} ({facts['seconds']} s)\nnext: racing promote {out or source} --to challenger")
+    ctx.obj.answer(facts, f"{manifest['name']} {manifest['version']} in {_near(folder)} ({facts['seconds']} s)\nnext: racing promote {out or source} --to challenger")
 
 # %% ../nbs/79_cli.ipynb #cell021
 def _titles(ctx: typer.Context, state: dict) -> None:
@@ -416,8 +421,8 @@ def _next(home: Home, card: str) -> list[str]:
     "What a newcomer would want next, as it is typed here."
     here = Path(sys.argv[0])
     racing = str(here) if len(here.parts) > 1 and not here.is_absolute() else "racing"
-    racing += "" if home == home_of() else f" --home {home.root}"
-    said = {f"predict {card}": "ask the model about a card", "dashboard": "see why a horse is ranked first", "lab": "change a feature or a model"}
+    racing += "" if home == home_of() else f" --home {_near(home.root)}"
+    said = {f"predict {_near(card)}": "ask the model about a card", "dashboard": "see why a horse is ranked first", "lab": "change a feature or a model"}
     width = max(map(len, said))
     return [f"  {racing} {command:<{width}}   {why}" for command, why in said.items()]
 
@@ -442,4 +447,4 @@ def run(
 
     with Bar(f"main job on {source}") as bar:
         facts = mainjob.run(mainjob.Job(shared.home, source, data, races, seed, test_from, tell, bar))
-    shared.answer(facts, "\n".join(["", f"report: {facts['report']}", f"done in {facts['seconds']:.0f} s; next:", *_next(shared.home, facts["card"])]))
+    shared.answer(facts, "\n".join(["", f"report: {_near(facts['report'])}", f"done in {facts['seconds']:.0f} s; next:", *_next(shared.home, facts["card"])]))

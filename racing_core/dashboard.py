@@ -63,6 +63,7 @@ def _conditions(race: dict) -> str:
     "Distance and class of a race."
     return ", ".join(filter(None, [f"{race['distance_m']} m" if race["distance_m"] else "", _words(race["class_level"])]))
 
+# %% ../nbs/66_dashboard.ipynb #cell006
 def open_book(
     home: Home,
     bundle: str | Path = "champion",  # alias, version or folder
@@ -78,7 +79,7 @@ def open_book(
         raise BadInput("no stored race to show", got=f"source {found.manifest['source']}", expected=f"races from {first}", do="see `racing ingest --help`")
     return Book(found, shown, compute(shown, History.learn(starts)))
 
-# %% ../nbs/66_dashboard.ipynb #cell009
+# %% ../nbs/66_dashboard.ipynb #cell010
 @dataclass(frozen=True)
 class Card:
     "One race as the page shows it."
@@ -107,7 +108,7 @@ def card(
     runners = runners.with_columns(pl.col("market", "finish").fill_nan(None), rank=pl.col("model").rank("ordinal", descending=True)).sort("rank")
     return Card(runners, movers(pipeline, frame, stage), stage, priced, runners["date"][0] <= book.trained_until)
 
-# %% ../nbs/66_dashboard.ipynb #cell012
+# %% ../nbs/66_dashboard.ipynb #cell013
 STYLE = """<style>
 .rd, .rd-app, .rd-app button, .rd-app select { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK TC", "PingFang TC",
   "Hiragino Sans", "Microsoft JhengHei", "Yu Gothic", "DejaVu Sans", sans-serif; }
@@ -135,8 +136,8 @@ STYLE = """<style>
 .rd td { padding: 5px 6px; border-bottom: 1px solid #f1f1ec; vertical-align: middle } .rd .r { text-align: right } .rd tr:last-child td { border-bottom: 0 }
 .rd tbody tr { cursor: pointer } .rd tbody tr:hover { background: #f8f9f5 } .rd tbody tr.chosen { background: #eef5f3 }
 .rd .no { display: inline-block; min-width: 26px; text-align: center; border-radius: 6px; background: #374151; color: #fff; font-weight: 600; line-height: 24px }
-.rd .chosen .no { background: #2f7f79 } .rd .horse { font-weight: 600; line-height: 1.25 } .rd td small { line-height: 1.25 }
-.rd { --bar: 72px } @media (max-width: 760px) { .rd { --bar: 30px } .rd-app { padding: 12px 10px 32px } .rd-sheet { padding: 12px 10px } }
+.rd .chosen .no { background: #2f7f79 } .rd .horse { font-weight: 600; line-height: 1.25; white-space: nowrap } .rd td small { line-height: 1.25 }
+.rd { --bar: 60px } @media (max-width: 760px) { .rd { --bar: 30px } .rd-app { padding: 12px 10px 32px } .rd-sheet { padding: 12px 10px } }
 .rd .p { white-space: nowrap } .rd .p i { display: inline-block; height: 12px; border-radius: 3px; vertical-align: -1px; margin-right: 6px; min-width: 1px }
 .rd .p i.model { background: #2f7f79 } .rd .p i.market { background: #d3b779 } .rd .over { color: #1f625d; font-weight: 650 }
 .rd .medal { display: inline-block; width: 24px; border-radius: 99px; text-align: center; line-height: 24px; font-weight: 700; color: #3b2f0b }
@@ -144,7 +145,7 @@ STYLE = """<style>
 .rd svg { width: 100%; height: auto; margin-top: 4px } .rd svg text { font-family: inherit !important } .rd dl { margin: 8px 0 0; font-size: 12.5px } .rd dt { font-weight: 600 } .rd dd { margin: 0 0 5px; color: #6b7280 }
 </style>"""
 
-# %% ../nbs/66_dashboard.ipynb #cell013
+# %% ../nbs/66_dashboard.ipynb #cell014
 def title(
     book: Book,
 ) -> str:  # HTML
@@ -163,13 +164,13 @@ def heading(
     surface = " ".join(filter(None, [_words(r["surface"]), f"({_words(r['rail'])})" if r["rail"] else "", _words(r["going"])]))
     off = f"off {r['off_utc']:%H:%M} UTC" if r["off_utc"] else ""
     facts = " · ".join(filter(None, [_conditions(r), surface, f"{len(card.runners)} starters", off]))
-    kind, tag, why = ("known", "in training", "The model was trained on this result too: its figures here flatter it.") if card.known else (
-        "unseen", "unseen", "The model was trained on earlier races only.")  # fmt: skip
+    kind, tag, why = ("known", "in training", "Trained on this result too: the figures here flatter the model.") if card.known else (
+        "unseen", "unseen", "Trained on earlier races only.")  # fmt: skip
     name = f": {r['name']}" if r["name"] else ""
     return (f'<div class="rd"><h2>{escape(r["course"])} {r["race_no"]}{escape(name)} <span class="tag {kind}" title="{why}">{tag}</span></h2>'
             f"<p class=\"soft\">{escape(facts)}. {why}</p></div>")  # fmt: skip
 
-# %% ../nbs/66_dashboard.ipynb #cell014
+# %% ../nbs/66_dashboard.ipynb #cell015
 _OUT = {"did_not_finish": "DNF", "disqualified": "DSQ"}
 
 def _price(odds: float | None) -> str:
@@ -207,7 +208,7 @@ def table(
     note = "Odds in green are longer than the model's fair odds." if card.priced else "Some starter has no price, so there is no market to compare with."
     return f'<div class="rd wide"><table class="race"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><div class="rd"><small>{note}</small></div>'
 
-# %% ../nbs/66_dashboard.ipynb #cell016
+# %% ../nbs/66_dashboard.ipynb #cell017
 def _ordinal(n: int) -> str:
     return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
 
@@ -234,7 +235,7 @@ def reasons(
     return (f'<div class="rd"><h2>Why number {runner_no}?</h2><p>{stands}</p>{words}{chart(rows)}<small>{scale}</small>'
             f"<details><summary><small style=\"display:inline\">What these features are</small></summary><dl>{terms}</dl></details></div>")  # fmt: skip
 
-# %% ../nbs/66_dashboard.ipynb #cell020
+# %% ../nbs/66_dashboard.ipynb #cell021
 def first_steps(
     home: Home,
 ) -> list[str]:  # shell commands
@@ -254,7 +255,7 @@ def trouble(
     steps = escape("\n".join(first_steps(home)))
     return f'<div class="rd"><h1>Race day</h1><p>There is no champion yet, so there is nobody to ask. In a terminal:</p><pre>{steps}</pre><p>Then reload this page.</p></div>'
 
-# %% ../nbs/66_dashboard.ipynb #cell023
+# %% ../nbs/66_dashboard.ipynb #cell024
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "dash_raceday.ipynb" if "__file__" in globals() else Path("../reports/dash_raceday.ipynb").resolve()
 
 _EXTENSIONS = "@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"  # others, made for a newer Lab, can break the page
@@ -285,6 +286,7 @@ def command(
     ]  # fmt: skip
     return [sys.executable, "-m", "voila", str(notebook), *options]
 
+# %% ../nbs/66_dashboard.ipynb #cell025
 def environment(
     home: Home,
     notebook: Path,

@@ -44,7 +44,7 @@ def silent(step: str, done: float | None = None) -> None:
 def code_hash() -> str:
     "Identifies the code of the package and of the report: what another code made is made again."
     package = Path(racing_core.__file__).parent
-    files = sorted(package.rglob("*.py")) + sorted((package.parent / "reports").glob("10_*.ipynb"))
+    files = sorted(f for f in package.rglob("*.py") if f.name != "_modidx.py") + sorted((package.parent / "reports").glob("10_*.ipynb"))
     return hashlib.sha256(b"\n".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 def store_world(

@@ -28,9 +28,9 @@ from .errors import BadInput, Leak, RacingError
 from .metrics import FROM_TAKEOUT, LIMITS, summary, uniform
 
 # %% auto #0
-__all__ = ['Progress', 'CSS', 'WIRES', 'ABOUT', 'tell', 'execute', 'render', 'keep', 'versions', 'test_window', 'overridden',
-           'stop_if_tripped', 'verdict', 'headline', 'table', 'boards', 'comparison', 'ranking', 'wires',
-           'reconciliation', 'money', 'facts']
+__all__ = ['Progress', 'CSS', 'WIRES', 'ABOUT', 'MEANING', 'tell', 'execute', 'render', 'keep', 'versions', 'test_window',
+           'overridden', 'stop_if_tripped', 'verdict', 'headline', 'table', 'boards', 'comparison', 'ranking', 'wires',
+           'window', 'reconciliation', 'money', 'facts']
 
 # %% ../nbs/61_reports.ipynb #cell005
 def _write(file: Path, text: str) -> Path:
@@ -91,8 +91,11 @@ def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Prog
     from jupyter_client.kernelspec import KernelSpec
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
+    from zmq import has
 
     class ThisInterpreter(AsyncKernelManager):
+        transport_encryption = "auto" if has("curve") else "disabled"  # the machine may have other users
+
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict())
@@ -100,7 +103,7 @@ def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Prog
     nb, deadline = parameterize_notebook(load_notebook_node(str(notebook)), parameters), time.monotonic() + timeout
     bar = _Bar(nb, progress)
     papermill.execute_notebook(
-        nb, draft, progress_bar=False, start_timeout=start_timeout, kernel_manager_class=ThisInterpreter, stderr_file=bar,
+        nb, draft, progress_bar=False, start_timeout=start_timeout, kernel_manager_class=ThisInterpreter, shutdown_kernel="immediate", stderr_file=bar,
         on_cell_start=bar.start, timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
     )  # fmt: skip
 
@@ -164,13 +167,16 @@ th:first-child, td:first-child { text-align: left; white-space: normal; padding-
 small { color: var(--soft); font-size: .82em; font-weight: 400 } td small { display: block; line-height: 1.35 }
 tr.mark td { background: var(--tint) } tr.head td { background: #e9f2f1; font-weight: 600 }
 tr.bad td { background: #fbeeea; color: var(--bad) } .bad-text { color: var(--bad) } .good-text { color: var(--good) }
-svg { max-width: 100%; height: auto; display: block; margin: .6em 0 } pre { font-size: .82rem; overflow-x: auto }
+svg { width: 100%; height: auto; display: block; margin: .8em 0 } code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace } pre { font-size: .82rem; overflow-x: auto }
 .failed { background: #fbeeea; border-left: 4px solid var(--bad); border-radius: 4px; padding: 12px 16px; margin: 1.2em 0; color: var(--bad) }
 @media print { main { padding: 0; max-width: none } h2 { break-after: avoid } table, svg { break-inside: avoid } }
 """
 
+def _sentence(error: Any) -> str:
+    return f'<div class="failed"><b>{escape(error.ename)}</b>: {escape(error.evalue)}</div>'
+
 def _quiet(nb: Any) -> Any:
-    "A copy for readers: no parameters, no progress, and an error as its sentence."
+    "A copy for readers: nothing from standard error, and an error as its sentence."
     from copy import deepcopy
 
     from nbformat.v4 import new_output
@@ -179,10 +185,9 @@ def _quiet(nb: Any) -> Any:
     nb = remove_error_markers(deepcopy(nb))
     nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or c.get("outputs")]
     for cell in nb.cells:
-        kept = [o for o in cell.get("outputs", []) if not (o.output_type == "stream" and o.name == "stderr" and all(map(_TOLD.match, o.text.splitlines())))]
-        failed = [new_output("display_data", {"text/html": f'<div class="failed"><b>{escape(o.ename)}</b>: {escape(o.evalue)}</div>'}) if o.output_type == "error" else o for o in kept]
         if cell.cell_type == "code":
-            cell.outputs = failed
+            shown = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [new_output("display_data", {"text/html": _sentence(o)}) if o.output_type == "error" else o for o in shown]
     return nb
 
 def render(
@@ -270,6 +275,11 @@ def _limit(wire: dict) -> str:
     return f"{wire['value']:.4f} against {shown}"
 
 # %% ../nbs/61_reports.ipynb #cell023
+def _signed(x: float, form: str = ".4f") -> str:
+    "With a sign that can be seen; none for what rounds to zero."
+    text = f"{abs(x):{form}}"
+    return ("" if not re.search("[1-9]", text) else "−" if x < 0 else "+") + text
+
 def verdict(
     figures: dict,  # of a backtest
 ) -> str:  # a sentence
@@ -288,15 +298,18 @@ def headline(
     "The head of the report: what was tested, what came out, and the four figures to remember."
     f, (low, high) = figures, figures["delta_r2_ci"]
     lead = f"On {f['races']:,} races with {f['starters']:,} starters, unseen when the models were trained, adding their knowledge to the market's price changes "
-    lead += f"R² by <b>{f['delta_r2']:+.4f}</b> (95% interval {low:+.4f} to {high:+.4f}). <b>{verdict(f)}</b>"
+    lead += f"R² by <b>{_signed(f['delta_r2'])}</b> (95% interval {_signed(low)} to {_signed(high)}). <b>{verdict(f)}</b>"
     if f["tripped"]:
         lead += f' <b class="bad-text">Do not believe it yet: {escape(", ".join(f["tripped"]))} tripped a wire.</b>'
     looks = "the first look at this window" if f["test_looks"] == 1 else f"look number {f['test_looks']} at this window: the interval holds for the first"
-    tiles = [("ΔR² over the recalibrated market", f"{f['delta_r2']:+.4f}", f"{low:+.4f} to {high:+.4f}")]
+    if shares := f.get("share_of_attainable"):
+        lead += f" Of what perfect knowledge would reach, the market alone has {shares['market']:.0%}, with the models {shares['combined']:.0%}, the models without a price {shares['fundamental']:.0%}."
+    tiles = [("ΔR² over the market", _signed(f["delta_r2"]), f"{_signed(low)} to {_signed(high)}")]
     tiles += [(what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}") for k, what in (("combined", "market and models"), ("market", "the market alone"), ("fundamental", "the models without a price"))]
     shown = "".join(f'<div class="tile"><span>{what}</span><b>{value}</b><span>{more}</span></div>' for what, value, more in tiles)
     when = f"{f['test_from']} to {f['test_to']} · {looks}"
-    return f'<h1>Backtest of {escape(source)}</h1><p class="when">{when}</p><p class="lead">{lead}</p><div class="tiles">{shown}</div>'
+    of = "a simulated world" if source == "simulated" else source
+    return f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p><p class="lead">{lead}</p><div class="tiles">{shown}</div>'
 
 # %% ../nbs/61_reports.ipynb #cell025
 ABOUT = {
@@ -324,7 +337,8 @@ def table(
         return f'<tr class="{css}">{inner}</tr>'
 
     body = "".join(line(r, "td", c) for r, c in zip(rows, classes or [""] * len(rows), strict=True))
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table></div>'
+    top = f'<thead>{line(head, "th")}</thead>' if any(head) else ""
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 def boards(
     figures: dict,  # of a backtest
@@ -350,7 +364,7 @@ def comparison(
     rows = []
     for name, b in shown.items():
         interval = f"<small>{b['r2_ci'][0]:.3f} to {b['r2_ci'][1]:.3f}</small>" if name != "uniform" else ""
-        gap = "" if name in ("uniform", "market_recalibrated") else f"{b['r2'] - over:+.4f}"
+        gap = "" if name in ("uniform", "market_recalibrated") else _signed(b["r2"] - over)
         row = [_named(name), f"{b['r2']:.4f}{interval}", gap, f"{b['logloss']:.4f}", f"{b['top1']:.1%}", f"{b['brier']:.4f}", f"{b['ece']:.4f}"]
         rows.append(row + ([f"{b['r2'] / best:.0%}"] if best else []))
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
@@ -365,6 +379,13 @@ def ranking(
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
 
 # %% ../nbs/61_reports.ipynb #cell026
+MEANING = {
+    "top1": "share of races won by the runner ranked first", "ndcg_linear@1": "share of rivals beaten by the runner ranked first",
+    "auc": "a winner ranked above a loser", "delta_r2": "gain in R² over the recalibrated market",
+    "bet_everything_to_return_unit": "return on backing all, each to return one unit: about minus the takeout",
+    "bet_everything_unit_on_each": "return on one unit on each: about minus the takeout, longshots weigh more",
+}  # fmt: skip
+
 def wires(
     figures: dict,  # of a backtest
     override: list[str],  # names
@@ -372,11 +393,22 @@ def wires(
     "Each tripwire beside its limit; red where it tripped."
     rows, classes = [], []
     for w in figures["tripwires"]:
-        limit = f"up to {w['limit']}" if not isinstance(w["limit"], list) else f"{w['limit'][0]:+.2f} to {w['limit'][1]:+.2f}"
+        limit = f"up to {w['limit']}" if not isinstance(w["limit"], list) else " to ".join(_signed(x, ".2f") for x in w["limit"])
         state = "quiet" if not w["tripped"] else "tripped, overridden" if w["name"] in override else "TRIPPED"
-        rows.append([w["name"].replace("_", " "), f"{w['value']:.4f}", limit, state])
+        rows.append([f"<code>{w['name']}</code><small>{MEANING.get(w['name'], '')}</small>", f"{w['value']:.4f}".replace("-", "−"), limit, state])
         classes.append("bad" if w["tripped"] else "")
     return table(["figure", "value", "believed", "state"], rows, classes)
+
+def window(
+    figures: dict,  # of a backtest
+) -> str:  # HTML
+    "How often, on what and after what the test window was looked at, and which races it could not use."
+    f = figures
+    left = "; ".join(f"{reason}: {n:,} races" for reason, n in f["left_out"].items() if n) or "none"
+    gain = f" The oracle would gain {_signed(f['attainable_delta_r2'])} over the market; a model that shows more knows too much." if "attainable_delta_r2" in f else ""
+    looks = f"{f['test_looks']}, this one included." + (" The intervals hold for the first; after that the eye has chosen." if f["test_looks"] > 1 else "")
+    rows = [["looks at this test window", looks], ["races left out of the comparison", left], *([["what can be gained", gain.strip()]] if gain else [])]
+    return table(["", ""], rows + [[f"window {i + 1}", escape(w)] for i, w in enumerate(f["windows"])], text=(0, 1))
 
 def reconciliation(
     ingests: list[dict],  # of a store's manifest, oldest first
@@ -396,8 +428,9 @@ def money(
     if not b["bets"]:
         return f'<p>Not a single bet showed the edge asked for. <span class="note">({escape(b["label"])})</span></p>'
     low, high = b["roi_ci"]
-    said = f"{b['bets']:,} bets on {b['days']:,} race days. Return on turnover <b>{b['roi']:+.1%}</b> (95% interval {low:+.1%} to {high:+.1%}); "
-    said += f"growth of the bankroll {b['growth']:+.1%}, deepest fall {b['max_drawdown']:.1%}. Backing every starter with one unit returns {figures['bet_everything']['unit_on_each']:+.1%}."
+    said = f"{b['bets']:,} bets on {b['days']:,} race days. Return on turnover <b>{_signed(b['roi'], '.1%')}</b> (95% interval {_signed(low, '.1%')} to {_signed(high, '.1%')}); "
+    said += f"growth of the bankroll {_signed(b['growth'], '.1%')}, deepest fall {b['max_drawdown']:.1%}. "
+    said += f"Backing every starter with one unit: {_signed(figures['bet_everything']['unit_on_each'], '.1%')}."
     return f'<p>{said}</p><p class="note">{escape(b["label"])}</p>'
 
 def facts(

@@ -1,0 +1,154 @@
+"""The backtest report from outside: run as a user runs it, on small worlds, and read what it leaves behind."""
+
+import json
+import re
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import nbformat
+import polars as pl
+import pytest
+
+from racing_core import reports, tracking
+from racing_core.config import home
+from racing_core.data.base import Parsed, Quarantine
+from racing_core.data.ingest import ingest_world
+from racing_core.data.store import Store, write
+from racing_core.errors import BadInput, Leak, RacingError
+from racing_core.simulate import simulate
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "10_backtest.ipynb"
+FROM, TO = "2019-05-01", "2019-08-31"
+PROMISED = {"races", "starters", "uniform_logloss", "market", "fundamental", "combined", "delta_r2", "delta_r2_ci", "test_looks", "tripwires", "seconds", "peak_mb"}
+
+
+def restated(world) -> Parsed:
+    "The world without its truth, the winners' body weights edited after the race."
+    won = world.tables["results"].filter(pl.col("position") == 1).select("race_id", "runner_no", won=True)
+    runners = world.tables["runners"].join(won, on=["race_id", "runner_no"], how="left", maintain_order="left")
+    runners = runners.with_columns(body_weight_kg=pl.col("body_weight_kg") + 30 * pl.col("won").fill_null(False)).drop("won")
+    return Parsed(world.tables | {"runners": runners}, Quarantine().faults, dict(source="restated", rows_read=len(runners)))
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    "A home with a simulated world, and the same as if it were real and leaked."
+    where, world = home(tmp_path_factory.mktemp("reports"), env={}), simulate(races=1500, seed=4)
+    ingest_world(world, where)
+    write(Store(where, "restated"), restated(world))
+    return where
+
+
+def asked(house, source: str, **more) -> dict:
+    return dict(source=source, home=str(house.root), test_from=FROM, test_to=TO) | more
+
+
+@pytest.fixture(scope="module")
+def page(house):
+    "The report on the simulated world, and the steps that were told."
+    steps = []
+    file = reports.execute(NOTEBOOK, house.runs / "sim", asked(house, "simulated"), lambda step, done: steps.append((step, done)))
+    return file, steps
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_what_a_reader_wants(page):
+    text = page[0].read_text(encoding="utf-8")
+    for what in ("Backtest of a simulated world", "first look", "market, recalibrated", "oracle", "of attainable", "correcting the market", "optimistic", "Where the rows went", "bet_everything"):
+        assert what in text, what
+    order = [text.index(f"<td class=text>{name}<small>") for name in ("uniform", "market", "market, recalibrated", "LambdaRank", "fundamental", "blend", "combined", "oracle")]
+    assert order == sorted(order)
+    assert text.count("<svg") == 5
+
+
+def test_the_page_shows_no_code_and_fetches_nothing(page):
+    text = page[0].read_text(encoding="utf-8")
+    assert not re.search(r"reports\.|import |Traceback|… |%\)</pre>|Warning", text)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|<script|url\((?!#|'#|"#)""", text)
+
+
+def test_the_figures_are_kept_for_programs(page):
+    found = result(page[0].parent)
+    assert found.keys() >= PROMISED
+    assert found["test_looks"] == 1 and found["tripwires"]
+    rows = pl.read_parquet(page[0].parent / "predictions.parquet")
+    assert rows.height == found["starters"] and rows["race_id"].n_unique() == found["races"]
+    assert not [p.name for p in page[0].parent.iterdir() if p.name.startswith(".")], "no draft is left"
+
+
+def test_the_executed_notebook_is_kept_with_its_parameters(page):
+    nb = nbformat.read(page[0].with_suffix(".ipynb"), 4)
+    injected = [c.source for c in nb.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and FROM in injected[0] and str(page[0].parent) in injected[0]
+
+
+def test_progress_runs_forward_through_the_steps_of_the_long_cell(page):
+    steps, shares = zip(*page[1], strict=True)
+    assert list(shares) == sorted(shares) and shares[-1] == 1
+    assert any("lightgbm_softmax" in s for s in steps)
+
+
+def test_the_run_is_logged(house, page):
+    import mlflow
+
+    client = mlflow.MlflowClient(house.tracking_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("backtest").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["source"] == "simulated"
+    assert run.data.metrics["combined.r2"] == pytest.approx(result(page[0].parent)["combined"]["r2"])
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"result.json", "predictions.parquet"}
+    assert run.info.run_id in page[0].read_text(encoding="utf-8")
+
+
+def test_a_leak_on_real_results_fails_the_run_by_name_and_keeps_its_figures(house):
+    tracking.look(house, "restated", date(2019, 8, 1), date(2019, 12, 31), datetime(2026, 1, 1, tzinfo=UTC))
+    out = house.runs / "leaking"
+    with pytest.raises(Leak, match="top1") as raised:
+        reports.execute(NOTEBOOK, out, asked(house, "restated", override="auc"))
+    assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
+    found = result(out)
+    assert "top1" in found["tripped"] and found["test_looks"] == 2, "an overlapping window was looked at before"
+    text = (out / "10_backtest.html").read_text(encoding="utf-8")
+    assert "TRIPPED" in text and 'class="failed"' in text and "look number 2" in text and "Do not believe it yet" in text
+    assert "oracle" not in found and "of attainable" not in text
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [(dict(test_form=FROM), "test_form"), (dict(override=["top2"]), "top2"), (dict(test_from="May"), "May"), (dict(source="nowhere"), "nowhere")],
+    ids=["parameter", "wire", "date", "source"],
+)
+def test_what_cannot_be_run_is_refused_in_a_sentence(house, tmp_path, more, word):
+    with pytest.raises(BadInput, match=word):
+        reports.execute(NOTEBOOK, tmp_path / "out", asked(house, "simulated") | more)
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def small(folder: Path, *sources: str) -> Path:
+    "A notebook of these cells."
+    kernel = dict(kernelspec=dict(name="python3", language="python", display_name="Python 3"))
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(s) for s in sources]), folder / "small.ipynb")
+    return folder / "small.ipynb"
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_called_python3(tmp_path, monkeypatch):
+    other = tmp_path / "share" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps(dict(argv=["/nowhere/python", "-f", "{connection_file}"], display_name="another", language="python")))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    page = reports.execute(small(tmp_path, "import sys; print(sys.executable)"), tmp_path / "out", {})
+    assert sys.executable in page.read_text(encoding="utf-8")
+
+
+def test_the_whole_run_has_a_deadline(tmp_path):
+    with pytest.raises(RacingError, match="did not finish"):
+        reports.execute(small(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", {}, timeout=2)
+
+
+def test_a_failure_that_is_not_ours_says_where(tmp_path):
+    with pytest.raises(RacingError, match=r"ZeroDivisionError.*cell 1 of small\.ipynb"):
+        reports.execute(small(tmp_path, "x = 0", "1 / x"), tmp_path / "out", {})
+    assert "ZeroDivisionError" in (tmp_path / "out" / "small.html").read_text(encoding="utf-8")
