@@ -41,10 +41,13 @@ Progress = Callable[[str, float | None], None]  # step, share done where it is k
 def silent(step: str, done: float | None = None) -> None:
     "For callers who want no progress."
 
+_BESIDE = {"data", "serving", "_modidx.py", "cli.py", "dashboard.py", "doctor.py", "mainjob.py"}  # these change no figure of what is stored
+
 def code_hash() -> str:
-    "Identifies the code of the package and of the report: what another code made is made again."
+    "Identifies the code behind the figures: what another code made is made again."
     package = Path(racing_core.__file__).parent
-    files = sorted(f for f in package.rglob("*.py") if f.name != "_modidx.py") + sorted((package.parent / "reports").glob("10_*.ipynb"))
+    modules = sorted(f for f in package.rglob("*.py") if not _BESIDE & set(f.relative_to(package).parts))
+    files = modules + sorted((package.parent / "reports").glob("10_*.ipynb"))
     return hashlib.sha256(b"\n".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 def store_world(

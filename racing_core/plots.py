@@ -42,13 +42,16 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any
 
 def svg(
     figure: Any,  # matplotlib figure
+    alt: str = "",  # what it shows, for those who cannot see it
 ) -> str:  # SVG
     "A figure as text, to stand in a page."
+    from html import escape
+
     from matplotlib import rc_context
 
     with rc_context(_LOOK):
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    return f'<svg role="img" aria-label="{escape(alt)}"' + out.getvalue().split("<svg", 1)[1]
 
 def _signed(x: float) -> str:
     return f"{x:+.4f}".replace("-", "−")
@@ -96,7 +99,7 @@ def gains(
         ax.axvline(0, color=INK, lw=1)
         reach = 1.25 * max(abs(v) for r in rows for v in r[3:])
         ax.set_yticks(range(len(rows)), [f"{name}  ({races:,} races)" for name, races, *_ in rows], color=INK)
-        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-reach, reach), xlabel="← worse than the market    ΔR²    better than the market →")
+        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-reach, reach), xlabel="← worse than the market · ΔR² · better than the market →")
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
     return figure
@@ -149,6 +152,7 @@ def growth(
     label: str = "",  # how far it can be believed
 ) -> Any:  # figure
     "The bankroll, race day by race day."
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     start = path["bankroll"][0] - path["profit"][0]
@@ -166,6 +170,8 @@ def growth(
             ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        ax.xaxis.set_major_locator(when := AutoDateLocator(maxticks=9))
+        ax.xaxis.set_major_formatter(ConciseDateFormatter(when, show_offset=False))
         ax.margins(x=0)
         ax.grid(axis="y")
     return figure

@@ -100,7 +100,8 @@ def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Prog
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict())
 
-    nb, deadline = parameterize_notebook(load_notebook_node(str(notebook)), parameters), time.monotonic() + timeout
+    nb, deadline = load_notebook_node(str(notebook)), time.monotonic() + timeout
+    nb = parameterize_notebook(nb, parameters) if parameters else nb
     bar = _Bar(nb, progress)
     papermill.execute_notebook(
         nb, draft, progress_bar=False, start_timeout=start_timeout, kernel_manager_class=ThisInterpreter, shutdown_kernel="immediate", stderr_file=bar,
@@ -135,7 +136,7 @@ def execute(
     try:
         _run(notebook, asked, draft, progress, start_timeout, timeout)
     except PapermillExecutionError as e:
-        fault = _complaint(e.ename, e.evalue, f"cell {e.cell_index} of {notebook.name}", log)
+        fault = _complaint(e.ename, e.evalue, f"In [{e.exec_count}] of {notebook.name}", log)
     except (CellTimeoutError, DeadKernelError, RuntimeError) as e:
         fault = RacingError("the report did not finish", got=str(e).splitlines()[0], expected=f"an end within {timeout:g} s", where=notebook.name)
     if draft.is_file():
@@ -303,9 +304,9 @@ def headline(
         lead += f' <b class="bad-text">Do not believe it yet: {escape(", ".join(f["tripped"]))} tripped a wire.</b>'
     looks = "the first look at this window" if f["test_looks"] == 1 else f"look number {f['test_looks']} at this window: the interval holds for the first"
     if shares := f.get("share_of_attainable"):
-        lead += f" Of what perfect knowledge would reach, the market alone has {shares['market']:.0%}, with the models {shares['combined']:.0%}, the models without a price {shares['fundamental']:.0%}."
+        lead += f" Of what perfect knowledge would reach, the market alone has {shares['market']:.1%}, with the models {shares['combined']:.1%}, the models without a price {shares['fundamental']:.1%}."
     tiles = [("ΔR² over the market", _signed(f["delta_r2"]), f"{_signed(low)} to {_signed(high)}")]
-    tiles += [(what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}") for k, what in (("combined", "market and models"), ("market", "the market alone"), ("fundamental", "the models without a price"))]
+    tiles += [(what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}") for k, what in (("combined", "market and models"), ("market_recalibrated", "the market, recalibrated"), ("fundamental", "the models without a price"))]
     shown = "".join(f'<div class="tile"><span>{what}</span><b>{value}</b><span>{more}</span></div>' for what, value, more in tiles)
     when = f"{f['test_from']} to {f['test_to']} · {looks}"
     of = "a simulated world" if source == "simulated" else source
@@ -332,8 +333,10 @@ def table(
     text: tuple[int, ...] = (0,),  # columns that are read, not compared
 ) -> str:  # HTML
     "A table."
+    read = ' class="text"'
+
     def line(cells: list[str], tag: str, css: str = "") -> str:
-        inner = "".join(f'<{tag}{" class=text" if i in text else ""}>{c}</{tag}>' for i, c in enumerate(cells))
+        inner = "".join(f'<{tag}{read if i in text else ""}>{c}</{tag}>' for i, c in enumerate(cells))
         return f'<tr class="{css}">{inner}</tr>'
 
     body = "".join(line(r, "td", c) for r, c in zip(rows, classes or [""] * len(rows), strict=True))
@@ -366,7 +369,7 @@ def comparison(
         interval = f"<small>{b['r2_ci'][0]:.3f} to {b['r2_ci'][1]:.3f}</small>" if name != "uniform" else ""
         gap = "" if name in ("uniform", "market_recalibrated") else _signed(b["r2"] - over)
         row = [_named(name), f"{b['r2']:.4f}{interval}", gap, f"{b['logloss']:.4f}", f"{b['top1']:.1%}", f"{b['brier']:.4f}", f"{b['ece']:.4f}"]
-        rows.append(row + ([f"{b['r2'] / best:.0%}"] if best else []))
+        rows.append(row + ([f"{b['r2'] / best:.1%}"] if best else []))
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
 
 def ranking(
@@ -431,7 +434,8 @@ def money(
     said = f"{b['bets']:,} bets on {b['days']:,} race days. Return on turnover <b>{_signed(b['roi'], '.1%')}</b> (95% interval {_signed(low, '.1%')} to {_signed(high, '.1%')}); "
     said += f"growth of the bankroll {_signed(b['growth'], '.1%')}, deepest fall {b['max_drawdown']:.1%}. "
     said += f"Backing every starter with one unit: {_signed(figures['bet_everything']['unit_on_each'], '.1%')}."
-    return f'<p>{said}</p><p class="note">{escape(b["label"])}</p>'
+    few = " <b>So few bets say nothing.</b>" if b["bets"] < 100 else ""
+    return f'<p>{said}{few}</p><p class="note">{escape(b["label"])}</p>'
 
 def facts(
     pairs: dict[str, Any],  # label to what is to be said

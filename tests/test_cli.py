@@ -25,7 +25,7 @@ ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {"O
 RACES = 1800
 
 
-def racing(*args: object, home: Path | None = None, timeout: float = 300, **kw) -> subprocess.CompletedProcess:
+def racing(*args: object, home: Path | None = None, timeout: float = 900, **kw) -> subprocess.CompletedProcess:
     "The command as the shell calls it."
     argv = [sys.executable, "-c", "import sys; from racing_core.cli import main; sys.exit(main())", *(["--home", str(home)] if home else []), *map(str, args)]
     return subprocess.run(argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw)
@@ -264,11 +264,11 @@ def test_the_way_of_a_model(tmp_path, card):
 
 
 def test_the_main_job_resumes_where_it_stopped(tmp_path):
-    first = racing("run", "--races", RACES, home=tmp_path)
+    first = racing("run", "--races", RACES, "--test-from", "2019-10-01", home=tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "report: " in first.stdout and first.stdout.count("\n  ") >= 3 and "racing predict" not in first.stderr
     ledger = (tmp_path / "runs" / "looks.json").read_text()
-    again = answer("run", "--races", RACES, home=tmp_path)
+    again = answer("run", "--races", RACES, "--test-from", "2019-10-01", home=tmp_path)
     assert (tmp_path / "runs" / "looks.json").read_text() == ledger, "the test window is not looked at again"
     assert Path(again["report"]).is_file() and again["bundle"]["champion"] == again["bundle"]["version"] and not again["results"]["changed"]
     assert answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"]["ranked"] and not again["prediction"]["warnings"]

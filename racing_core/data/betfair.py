@@ -14,11 +14,13 @@ import polars as pl
 from .base import Field, Parsed, Quarantine, assemble, drop_duplicates, files_of, insist, integer, number, read_rows, text, translate, word
 
 # %% ../../nbs/13b_data.betfair.ipynb #cell005
-COLUMNS = (
-    "LOCAL_MEETING_DATE SCHEDULED_RACE_TIME TRACK STATE_CODE RACE_NO WIN_MARKET_ID WIN_MARKET_NAME DISTANCE RACE_TYPE TAB_NUMBER SELECTION_NAME WIN_RESULT WIN_BSP"
-).split()  # fmt: skip
-STATES = dict.fromkeys("VIC NSW QLD WA SA TAS NT ACT".split(), "AU") | {"NZ": "NZ"}
-_CLASS = {"MDN": "maiden", "LISTED": "listed"} | {f"GRP{i}": f"group_{i}" for i in (1, 2, 3)} | {f"{c}{i}": f"class_{7 - i}" for c in ("CL", "C") for i in range(1, 7)}
+COLUMNS = [
+    "LOCAL_MEETING_DATE", "SCHEDULED_RACE_TIME", "TRACK", "STATE_CODE", "RACE_NO", "WIN_MARKET_ID", "WIN_MARKET_NAME", "DISTANCE", "RACE_TYPE",
+    "TAB_NUMBER", "SELECTION_NAME", "WIN_RESULT", "WIN_BSP",
+]  # fmt: skip
+STATES = dict.fromkeys(("VIC", "NSW", "QLD", "WA", "SA", "TAS", "NT", "ACT"), "AU") | {"NZ": "NZ"}
+_CLASS = {"MDN": "maiden", "LISTED": "listed"} | {f"GRP{i}": f"group_{i}" for i in (1, 2, 3)}
+_CLASS |= {f"{c}{i}": f"class_{7 - i}" for c in ("CL", "C") for i in range(1, 7)}
 _OVER = {"HRD": "hurdle", "STPL": "chase"}
 _STATUS = {"WINNER": "finished", "LOSER": "finished", "REMOVED": "non_runner"}
 

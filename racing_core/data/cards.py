@@ -57,8 +57,9 @@ def distance(e: pl.Expr) -> pl.Expr:
 # %% ../../nbs/17_data.cards.ipynb #cell015
 REQUIRED = ("jurisdiction", "date", "course", "race_no", "runner_no", "horse_id")
 RACE_NAMES = {
-    "race_id": ["race_id"], "source": ["source"], "jurisdiction": ["jurisdiction", "country"], "date": ["date", "race_date"], "course": ["course", "track", "venue"],
-    "race_no": ["race_no", "race_number", "race"], "name": ["race_name", "title"], "race_type": ["race_type", "type"], "surface": ["surface"],
+    "race_id": ["race_id"], "source": ["source"], "jurisdiction": ["jurisdiction", "country"],
+    "date": ["date", "race_date"], "course": ["course", "track", "venue"], "race_no": ["race_no", "race_number", "race"],
+    "name": ["race_name", "title"], "race_type": ["race_type", "type"], "surface": ["surface"],
     "distance": ["distance", "dist"], "distance_m": ["distance_m"], "rail": ["rail"], "going": ["going"], "class_level": ["class_level", "class"],
     "rating_low": ["rating_low"], "rating_high": ["rating_high"], "prize": ["prize"], "currency": ["currency"],
 }  # fmt: skip
@@ -201,6 +202,7 @@ def _report(faults: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
 
 def _tables(out: pl.DataFrame) -> dict[str, pl.DataFrame]:
     heads = out.group_by("race_id", maintain_order=True).agg(pl.col(c).drop_nulls().first() for c in RACES.columns if c != "race_id")
+    heads = heads.with_columns(pl.col("race_type").fill_null("flat"))  # what the service assumes, too
     gone = pl.col("non_runner").eq_missing("yes")
     priced = out.filter(~gone, pl.col("odds").is_not_null()).with_columns(stage=pl.lit("closing"))
     withdrawn = out.filter(gone).select("race_id", "runner_no", status=pl.lit("non_runner"))
@@ -245,8 +247,8 @@ def read_card(
         raise BadInput("the card cannot be opened", got=e.strerror, expected="a CSV or JSON file", where=str(path)) from e
 
 # %% ../../nbs/17_data.cards.ipynb #cell032
-_RACE_OUT = "jurisdiction date course race_no surface distance_m going class_level rail race_type prize".split()
-_RUNNER_OUT = "runner_no horse_id horse_name jockey trainer draw weight_kg body_weight_kg rating age sex gear odds".split()
+_RACE_OUT = ["jurisdiction", "date", "course", "race_no", "surface", "distance_m", "going", "class_level", "rail", "race_type", "prize"]
+_RUNNER_OUT = ["runner_no", "horse_id", "horse_name", "jockey", "trainer", "draw", "weight_kg", "body_weight_kg", "rating", "age", "sex", "gear", "odds"]
 
 def as_requests(
     card: Parsed,  # what `parse_card` returned

@@ -259,13 +259,13 @@ class Client:
             async with asyncio.timeout(self.limits.timeout_s), self._http.stream("GET", path, params=params) as r:
                 if r.status_code in _AGAIN:
                     raise _Again(f"status {r.status_code}", retry_after(r.headers.get("Retry-After"), datetime.now(UTC)))
-                body = await _body(r, self.limits.max_bytes if r.is_success else 300)
+                body = await _body(r, self.limits.max_bytes if r.is_success else 4000)
         except TimeoutError:
             raise _Again(f"nothing in {self.limits.timeout_s:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as e:
             raise _Again(type(e).__name__) from None
         if not r.is_success:
-            said = self.keys.hide(" ".join(body[:300].decode(errors="replace").split()))
+            said = self.keys.hide(" ".join(body.decode(errors="replace").split()))[:200]
             raise Unreachable("a source refuses", got=f"status {r.status_code}: {said}", where=where, do=self.do)
         if len(body) > self.limits.max_bytes:
             raise Unreachable("an answer is too large", got=f"more than {self.limits.max_bytes} bytes", where=where, do="ask for less at once")

@@ -15,8 +15,8 @@ from .base import Field, Parsed, Quarantine, assemble, day, drop_duplicates, fil
 from ..errors import BadInput
 
 # %% ../../nbs/13c_data.nyra.ipynb #cell005
-STARTS = "track_id race_date race_number program_number weight_carried jockey odds position_at_finish".split()
-RACES = "track_id race_date race_number distance_id course_type track_condition race_type purse post_time".split()
+STARTS = ["track_id", "race_date", "race_number", "program_number", "weight_carried", "jockey", "odds", "position_at_finish"]
+RACES = ["track_id", "race_date", "race_number", "distance_id", "course_type", "track_condition", "race_type", "purse", "post_time"]
 COURSE = {"AQU": "Aqueduct", "BEL": "Belmont Park", "SAR": "Saratoga"}
 SURFACE = {"D": "dirt", "T": "turf", "I": "turf", "O": "turf", "M": "turf"}
 RAIL = {"D": "dirt", "T": "turf", "I": "inner turf", "O": "outer turf", "M": "hurdle course"}
@@ -74,7 +74,8 @@ def _races(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     local = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime("%Y-%m-%d %H:%M", time_unit="us", strict=False)
     return out.unique("race_id", keep="first", maintain_order=True).with_columns(
         source=pl.lit("nyra"), jurisdiction=pl.lit("US"), currency=pl.lit("USD"), distance_m=(pl.col("hundredths") * 2.01168).round().cast(pl.Int32),
-        off_utc=local.dt.replace_time_zone("America/New_York").dt.convert_time_zone("UTC"), class_level=pl.col("kind").replace_strict(_CLASS, default=None, return_dtype=pl.String),
+        off_utc=local.dt.replace_time_zone("America/New_York").dt.convert_time_zone("UTC"),
+        class_level=pl.col("kind").replace_strict(_CLASS, default=None, return_dtype=pl.String),
         race_type=pl.when(pl.col("rail") == "hurdle course").then(pl.lit("hurdle")).otherwise(pl.lit("flat")),
     ).drop("file", "row", "hundredths", "kind", "clock_time")  # fmt: skip
 
@@ -83,7 +84,8 @@ def _declared(rows: pl.DataFrame, races: pl.DataFrame, quarantine: Quarantine) -
     out = translate(_with_id(rows), _START, quarantine)
     entry = pl.struct("race_id", "saddle").is_duplicated()
     out = out.with_columns(
-        status=pl.lit("finished"), horse_id=pl.format("{}/{}", "race_id", "runner_no"), jockey_id="jockey_name", weight_kg=(pl.col("pounds") * 0.45359237).round(3),
+        status=pl.lit("finished"), horse_id=pl.format("{}/{}", "race_id", "runner_no"), jockey_id="jockey_name",
+        weight_kg=(pl.col("pounds") * 0.45359237).round(3),
         shared=entry, odds=pl.when(~entry).then(1 + pl.col("cents") / 100),
     )  # fmt: skip
     return out.join(races, on="race_id", how="left", maintain_order="left")

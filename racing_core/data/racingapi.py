@@ -233,7 +233,7 @@ def _canonical(raw: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     said = pl.concat_str([pl.col(c).fill_null("") for c in ("pattern", "class_word", "name")], separator=" ")
     out = translate(raw, _FIELDS, quarantine).with_columns(
         raw["race_no"], source=pl.lit("racingapi"), class_level=raw.select(pl.coalesce(pl.when(said.str.contains(p)).then(pl.lit(c)) for p, c in _CLASSES)).to_series(),
-        symbol=raw["purse"].str.extract(r"^([^\d\s]{1,3})"), withdrawn=raw["runner_no"].is_in(["NR"]),
+        symbol=raw["purse"].str.extract(r"^([^\d\s]{1,3})"),
     )  # fmt: skip
     won = pl.when(pl.col("jurisdiction") == "GB").then(pl.col("won").sum().over("race_id"))
     pounds = pl.when(won > 0).then(pl.lit("GBP"))
@@ -242,7 +242,7 @@ def _canonical(raw: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
 
 def _results(rows: pl.DataFrame, quarantine: Quarantine, read: int, repeated: int, why: dict[str, int]) -> Parsed:
     "Results with starting prices, and with exchange prices where there are any."
-    done = assemble(rows.drop("bsp", "withdrawn"), quarantine, read, repeated, why=why)
+    done = assemble(rows.drop("bsp"), quarantine, read, repeated, why=why)
     exchange = rows.filter(pl.col("bsp").is_between(PRICES.columns["odds"].lo, PRICES.columns["odds"].hi), pl.col("status") != "non_runner")
     exchange = exchange.select("race_id", pl.col("runner_no").cast(pl.Int16), stage=pl.lit("exchange_sp", PRICES.dtypes["stage"]), odds="bsp")
     exchange = exchange.join(done.tables["runners"], on=RUNNERS.key, how="semi")
@@ -251,17 +251,16 @@ def _results(rows: pl.DataFrame, quarantine: Quarantine, read: int, repeated: in
 
 def _cards(rows: pl.DataFrame, quarantine: Quarantine, read: int, repeated: int, why: dict[str, int]) -> Parsed:
     "Declared runners and what the bookmakers ask for them."
-    declared = rows.filter(~pl.col("withdrawn"))
-    heads = declared.group_by("race_id", maintain_order=True).agg(pl.col(c).drop_nulls().first() for c in declared.columns if c in (*RACES.columns, "file", "row") and c != "race_id")
-    tables = {t.name: _fill(part, t, quarantine) for t, part in ((RACES, heads), (RUNNERS, declared))}
-    priced = declared.filter(pl.col("odds").is_not_null()).with_columns(stage=pl.lit("forecast"))
+    heads = rows.group_by("race_id", maintain_order=True).agg(pl.col(c).drop_nulls().first() for c in rows.columns if c in {*RACES.columns, "file", "row"} - {"race_id"})
+    tables = {t.name: _fill(part, t, quarantine) for t, part in ((RACES, heads), (RUNNERS, rows))}
+    priced = rows.filter(pl.col("odds").is_not_null()).with_columns(stage=pl.lit("forecast"))
     tables["prices"] = _fill(priced, PRICES, quarantine, whole=False)
     tables = {n: df.filter(~pl.col("race_id").is_in(list(quarantine.races))) for n, df in tables.items()}
-    kept, gone = len(tables["runners"]), rows.filter(pl.col("withdrawn")).join(tables["races"], on="race_id", how="semi").height
+    kept = len(tables["runners"])
     for column, expected, n in quarantine.faults.group_by("column", "expected", maintain_order=True).len().rows():
         why[f"{column}: expected {expected}"] = n
     counts = dict(
-        rows_read=read, duplicates=repeated, quarantined=len(rows) - kept - gone, non_runners=gone, starters=kept, kept=kept, races=len(tables["races"]),
+        rows_read=read, duplicates=repeated, quarantined=len(rows) - kept, non_runners=read - repeated - len(rows), starters=kept, kept=kept, races=len(tables["races"]),
         dead_heats_first=0, why=why,
     )  # fmt: skip
     return Parsed(tables, quarantine.faults, counts)
@@ -273,8 +272,11 @@ def parse(
     "Canonical tables of what the source sent, and an account of every runner."
     quarantine = Quarantine()
     raw, repeated, abandoned = flatten(pages, kind, quarantine)
-    why = {"races abandoned": abandoned} if abandoned else {}
-    return (_results if kind == "results" else _cards)(_canonical(raw, quarantine), quarantine, len(raw) + repeated, repeated, why)
+    read, why = len(raw) + repeated, {"races abandoned": abandoned} if abandoned else {}
+    if kind == "results":
+        return _results(_canonical(raw, quarantine), quarantine, read, repeated, why)
+    declared = raw.filter(~pl.col("runner_no").is_in(["NR"]).fill_null(False))
+    return _cards(_canonical(declared, quarantine), quarantine, read, repeated, why)
 
 # %% ../../nbs/15_data.racingapi.ipynb #cell020
 def client(

@@ -31,13 +31,15 @@ from racing_core.data.base import (
 )
 from .racebase import distance, price
 from ..errors import BadInput
+from ..schema import GOING
 
 # %% ../../nbs/13a_data.rpscrape.ipynb #cell005
-REQUIRED = "date course off pos horse".split()
-COLUMNS = REQUIRED + (
-    "region race_name type class pattern rating_band dist dist_m going surface num draw ovr_btn horse_id age sex wgt lbs hg time sp dec "
-    "jockey_id jockey trainer_id trainer prize or comment"
-).split()  # fmt: skip
+REQUIRED = ["date", "course", "off", "pos", "horse"]
+COLUMNS = [
+    *REQUIRED,
+    "region", "race_name", "type", "class", "pattern", "rating_band", "dist", "dist_m", "going", "surface", "num", "draw", "ovr_btn", "horse_id",
+    "age", "sex", "wgt", "lbs", "hg", "time", "sp", "dec", "jockey_id", "jockey", "trainer_id", "trainer", "prize", "or", "comment",
+]  # fmt: skip
 _OLD = {"time": "off", "name": "horse", "distance": "dist", "btn": "ovr_btn", "weight": "wgt", "gear": "hg"}
 
 def _layout(found: list[str]) -> dict[str, str]:
@@ -88,16 +90,16 @@ def off_time(e: pl.Expr) -> pl.Expr:
 
 # %% ../../nbs/13a_data.rpscrape.ipynb #cell012
 GOING_WORDS = {
-    **{w.replace("_", " "): w for w in "hard firm good_to_firm good good_to_yielding good_to_soft yielding yielding_to_soft soft heavy".split()},
+    **{w.replace("_", " "): w for w in GOING.categories},
     **dict.fromkeys(("very soft", "holding"), "soft"), "soft to heavy": "heavy",
-    **dict.fromkeys(("slow", "standard to slow", "standard", "standard to fast"), "standard"),
-    "fast": "fast", "wet fast": "wet_fast", "muddy": "muddy", "sloppy": "sloppy", "sealed": "sealed",
+    **dict.fromkeys(("slow", "standard to slow", "standard to fast"), "standard"),
 }  # fmt: skip
-_SURFACE_OF = {g: {"standard": "all_weather", "fast": "dirt", "wet_fast": "dirt", "muddy": "dirt", "sloppy": "dirt", "sealed": "dirt"}.get(g, "turf") for g in GOING_WORDS.values()}
+_SURFACE_OF = dict.fromkeys(GOING.categories, "turf") | {"standard": "all_weather"}
+_SURFACE_OF |= dict.fromkeys(("fast", "wet_fast", "wet_slow", "muddy", "sloppy", "sealed"), "dirt")
 _CLASS = {f"class {i}": f"class_{i}" for i in range(1, 8)} | {f"{g} {i}": f"group_{i}" for g in ("group", "grade") for i in (1, 2, 3)} | {"listed": "listed"}
 _TYPE = {"flat": "flat", "nh flat": "flat", "hurdle": "hurdle", "chase": "chase"}
 _SEX = {"C": "colt", "F": "filly", "G": "gelding", "H": "horse", "M": "mare"}
-_CODES = dict.fromkeys("PU F UR BD RO SU REF RR LFT CO HR".split(), "did_not_finish") | {"DSQ": "disqualified", "NR": "non_runner"}
+_CODES = dict.fromkeys(("PU", "F", "UR", "BD", "RO", "SU", "REF", "RR", "LFT", "CO", "HR"), "did_not_finish") | {"DSQ": "disqualified", "NR": "non_runner"}
 _REGION = {
     **{c: c.upper() for c in ("gb", "fr", "hk", "nz", "uae", "ger", "ity", "can", "saf", "ksa", "qa", "sin")},
     "ire": "IE", "usa": "US", "jpn": "JP", "aus": "AU",
@@ -178,7 +180,8 @@ def _race_facts(out: pl.DataFrame) -> pl.DataFrame:
     maiden = pl.when(title.str.contains(r"\bmaiden\b")).then(pl.lit("maiden"))
     underfoot = pl.when("synthetic").then(pl.lit("all_weather")).otherwise(pl.col("going").replace_strict(_SURFACE_OF, default=None, return_dtype=pl.String))
     return out.with_columns(
-        source=pl.lit("rpscrape"), currency=pl.lit("GBP"), prize=pl.col("earned").sum().over("race_id"), race_no=pl.col("clock_time").rank("dense").over("date", "course").cast(pl.Int32),
+        source=pl.lit("rpscrape"), currency=pl.lit("GBP"), prize=pl.col("earned").sum().over("race_id"),
+        race_no=pl.col("clock_time").rank("dense").over("date", "course").cast(pl.Int32),
         off_utc=pl.when(pl.col("jurisdiction").is_in(["GB", "IE"])).then(off), distance_m=pl.coalesce("metres", "imperial"),
         race_type=pl.coalesce("type_word", jumps.otherwise(pl.lit("flat"))), class_level=pl.coalesce("pattern_word", "class_word", maiden),
         surface=pl.coalesce("surface_word", underfoot),

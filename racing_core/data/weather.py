@@ -10,7 +10,7 @@ __all__ = ['SOURCES', 'ANSWERS', 'PREFERENCE', 'Course', 'courses', 'locate', 'S
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -103,7 +103,7 @@ _SKY |= {**dict.fromkeys(range(200, 300), "rain"), **dict.fromkeys(range(300, 40
 _SKY |= {**dict.fromkeys(range(600, 700), "snow"), **dict.fromkeys(range(700, 800), "cloudy"), **dict.fromkeys(range(802, 805), "cloudy")}
 _SKY |= {500: "light_rain", 520: "light_rain", 600: "light_snow", 620: "light_snow", 612: "light_snow", 615: "light_snow", 800: "fine", 801: "fine"}
 
-_READING = {"at": pl.Int64, "sky": pl.String, "rain_mm": pl.Float64, **{c: pl.Float64 for c in ("temperature_c", "wind_speed_ms", "humidity_pct")}}
+_READING = {"at": pl.Int64, "sky": pl.String, "rain_mm": pl.Float64, **dict.fromkeys(("temperature_c", "wind_speed_ms", "humidity_pct"), pl.Float64)}
 
 def _dig(value: Any, path: str) -> list:
     "The values at a path; `*` is every item of a list; nothing where the path leads nowhere."
@@ -222,7 +222,7 @@ class Observed:
     "What became of the questions about a set of races."
 
     weather: pl.DataFrame  # canonical table
-    missed: list[str]  # race_ids about which a source was asked and none answered
+    missed: list[str]  # race_ids that lack something because a source did not answer
     unmapped: list[str]  # courses that have no coordinates
     failures: list[str]  # complaints, each once
 
@@ -249,9 +249,9 @@ async def observe(
         frames = {o: [answers[q] for q in mine if q[0] == o and q in answers] for o in order}
         told = [at_off(pl.concat(parts).unique("at", keep="first").sort("at"), o, _off(race, course)) for o, parts in frames.items() if parts]
         observed_there = old is not None and "openweathermap" not in old["origin"]
-        if mine and not any(frames.values()):
+        row = combine([old, *told] if observed_there else [*told, old])
+        rows += [{"race_id": race["race_id"], **row}] if row else []
+        if any(q not in answers for q in mine) and (row is None or None in row.values()):
             missed.append(race["race_id"])
-        elif row := combine([old, *told] if observed_there else [*told, old]):
-            rows.append({"race_id": race["race_id"], **row})
     table = conform(pl.DataFrame(rows, schema=WEATHER.dtypes), WEATHER).sort("race_id")
     return Observed(table, missed, unmapped, list(dict.fromkeys(str(e) for e in said if isinstance(e, RacingError))))
