@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from racing_core import cli, mainjob
+from racing_core import cli, mainjob, terminal
 from racing_core.errors import Leak
 
 COMMANDS = [
@@ -184,7 +184,7 @@ def test_a_home_that_cannot_be_written(tmp_path):
 # --- answers ---------------------------------------------------------------------------------------------------------
 @given(st.recursive(st.floats() | st.integers() | st.text() | st.none() | st.booleans() | st.dates(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_every_answer_is_strict_json(value):
-    json.loads(json.dumps(cli.plain(dict(value=value)), allow_nan=False))
+    json.loads(json.dumps(terminal.plain(dict(value=value)), allow_nan=False))
 
 
 def test_the_option_goes_before_the_environment(tmp_path):
