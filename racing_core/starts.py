@@ -10,17 +10,18 @@ import numpy as np
 import polars as pl
 
 from .errors import BadInput
-from .schema import PRICES, RACES, RESULTS, RUNNERS, SECTIONS
+from .schema import PRICES, RACES, RESULTS, RUNNERS, SECTIONS, WEATHER
 
 # %% ../nbs/02a_starts.ipynb #cell005
+_SKY = ["sky", "temperature_c", "precipitation_mm", "wind_speed_ms", "humidity_pct", "weather_origin"]
 _OUTCOME = ["status", "position", "margin_lengths", "time_s", "odds", "early_position", "n_starters", "true_p"]
 
 def starts_frame(
     tables: dict[str, pl.DataFrame],  # canonical tables; `races` and `runners` at least, the others where there are any
     truth: pl.DataFrame | None = None,  # race_id, runner_no, true_p: the oracle's win probability, where there is an oracle
 ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
-    "Races, runners, results, closing odds and first running position of every starter; non-runners are left out."
-    have = {t.name: tables.get(t.name, t.empty()) for t in (RACES, RUNNERS, RESULTS, SECTIONS, PRICES)}
+    "Races, runners, weather, results, closing odds and first running position of every starter; non-runners are left out."
+    have = {t.name: tables.get(t.name, t.empty()) for t in (RACES, RUNNERS, RESULTS, SECTIONS, PRICES, WEATHER)}
     key = list(RUNNERS.key)
     beside = [
         have["results"].select(*key, "status", "position", "margin_lengths", "time_s"),
@@ -29,13 +30,14 @@ def starts_frame(
         (have["runners"].clear().with_columns(true_p=pl.lit(None, pl.Float64)) if truth is None else truth).select(*key, "true_p"),
     ]
     rows = have["races"].join(have["runners"], on="race_id", how="inner", validate="1:m")
+    rows = rows.join(have["weather"].rename({"origin": "weather_origin"}), on="race_id", how="left", validate="m:1")
     for table in beside:
         rows = rows.join(table, on=key, how="left", validate="1:1")
     return (
         rows.filter(pl.col("status").is_null() | (pl.col("status") != "non_runner"))
         .with_columns(n_starters=pl.len().over("race_id").cast(pl.Int16))
         .sort("date", *key)
-        .select(*RACES.columns, *list(RUNNERS.columns)[1:], *_OUTCOME)
+        .select(*RACES.columns, *list(RUNNERS.columns)[1:], *_SKY, *_OUTCOME)
     )
 
 # %% ../nbs/02a_starts.ipynb #cell011

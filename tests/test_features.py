@@ -79,7 +79,7 @@ def test_a_debutant_and_strangers_get_a_row(starts):
     card = starts.filter(race_id=starts["race_id"][-1])
     strangers = card.with_columns(horse_id=pl.format("new {}", "runner_no"), jockey_id=pl.lit("nobody"), trainer_id=pl.lit(None, pl.String))
     X = matrix(compute(strangers, History.learn(starts)))
-    assert X.values.shape == (len(card), 56)
+    assert X.values.shape == (len(card), len(features()))
     assert np.nanmax(X.values[:, X.columns.index("career_starts")]) == 0
 
 

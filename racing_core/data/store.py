@@ -135,7 +135,7 @@ class Store:
     ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
         "The wide frame of `racing_core.starts`, with the oracle's probabilities where they are stored."
         truth = self.read("truth", since, until)
-        names = ("races", "runners", "results", "prices", "sections")
+        names = ("races", "runners", "results", "prices", "sections", "weather")
         return starts_frame({name: self.read(name, since, until) for name in names}, truth if "true_p" in truth.columns else None)
 
 # %% ../../nbs/18_data.store.ipynb #cell012

@@ -5,6 +5,8 @@
 # %% ../../nbs/29_features.matrix.ipynb #cell002
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import numpy as np
 import polars as pl
 
 from ..errors import BadInput
-from . import conditions, connections, form  # noqa: F401  (importing them registers their features)
+from . import conditions, connections, form, interaction, weather  # noqa: F401  (importing them registers their features)
 from .asof import recall, remember
 from .outcomes import outcomes, prepare
 from .ratings import MARKET, PERFORMANCE, joint_ratings
-from .registry import features, on_field, on_timeline, timelines
+from .registry import FAMILIES, Feature, features, on_field, on_timeline, timelines
 from ..starts import race_codes
 
 # %% auto #0
@@ -34,11 +36,12 @@ class History:
         "Remember everything that features will ask for; `starts` is the wide frame sorted by date."
         past = outcomes(starts)
         past = pl.concat([past, joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)], how="horizontal")
-        return cls({t.name: remember(past, t, {f.name: f.fn() for f in on_timeline(t)}) for t in timelines()})
+        return cls({t.name: remember(t.fit(past) if t.fit else past, t, {f.name: f.fn() for f in on_timeline(t)}) for t in timelines()})
 
     def latest(self) -> History:
-        "The last row of each entity: enough for any later date."
-        return History({t.name: self.tables[t.name].unique(t.by, keep="last", maintain_order=True) for t in timelines()})
+        "The last row of each entity, and all that was fitted: enough for any later date."
+        last = {t.name: self.tables[t.name].unique(t.by, keep="last", maintain_order=True) for t in timelines() if not t.fit}
+        return History(self.tables | last)
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."
@@ -58,9 +61,28 @@ class History:
 
 # %% ../../nbs/29_features.matrix.ipynb #cell007
 def names() -> list[str]:
-    "Columns of the matrix, in order."
-    return [f.name for f in features()]
+    "Columns of the matrix, family by family."
+    return [f.name for family in FAMILIES for f in features(family)]
 
+def _steps() -> Iterator[list[Feature]]:
+    "Today's features in turn, together as long as none reads another of the same step."
+    step: list[Feature] = []
+    for f in on_field():
+        if {g.name for g in step} & {*f.reads}:
+            yield step
+            step = []
+        step.append(f)
+    yield step
+
+def _warn_of_absent(frame: pl.DataFrame) -> None:
+    "Say once which families had nothing to be made from."
+    nulls = frame.null_count().row(0, named=True)
+    for family in FAMILIES:
+        own = [f.name for f in features(family)]
+        if own and len(frame) and all(nulls[name] == len(frame) for name in own):
+            warnings.warn(f"the inputs of the {family} features are absent: {len(own)} columns are null", stacklevel=3)
+
+# %% ../../nbs/29_features.matrix.ipynb #cell008
 def compute(
     runners: pl.DataFrame,  # starters of one card or of many years, sorted by date, race_id, runner_no
     history: History,  # what is known of the past; rows of the same or a later date are not seen
@@ -69,9 +91,11 @@ def compute(
     field = prepare(runners)
     for timeline in timelines():
         field = recall(field, timeline, history.tables[timeline.name])
-    for f in on_field():
-        field = field.with_columns(f.fn().alias(f.name))
-    return field.select("race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None))
+    for step in _steps():
+        field = field.with_columns(f.fn().alias(f.name) for f in step)
+    frame = field.select("race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None))
+    _warn_of_absent(frame)
+    return frame
 
 def build(
     starts: pl.DataFrame,  # the wide frame of all starters
@@ -79,7 +103,7 @@ def build(
     "Features of all races, each seeing earlier dates only."
     return compute(starts, History.learn(starts))
 
-# %% ../../nbs/29_features.matrix.ipynb #cell009
+# %% ../../nbs/29_features.matrix.ipynb #cell010
 @dataclass(frozen=True)
 class Matrix:
     "One row per runner, named columns, and which race each row belongs to."

@@ -64,20 +64,22 @@ def _surprise(y: np.ndarray, mean: np.ndarray, var: np.ndarray, race: np.ndarray
 def joint_ratings(
     history: pl.DataFrame,  # past starts, sorted by date, with day, race_id, horse_id, jockey_id, trainer_id and the target
     model: RatingModel,
-) -> pl.DataFrame:  # one row per start: `{name}_{entity}` and `{name}_{entity}_var` as they stand after that day
+) -> pl.DataFrame:  # one row per start: `{name}_{entity}` and `{name}_{entity}_var` as they stand after that day, `{name}_error`: the target less what the morning's ratings foretold
     "Ratings after each start's day; to be remembered, and recalled on later dates."
     day, y = history["day"].to_numpy(), history[model.target].to_numpy().astype(float)
     race = history["race_id"].rle_id().to_numpy().astype(np.int64)
     levels = [_Level(history[f"{e}_id"], s, d) for e, s, d in zip(ENTITIES, model.spread, model.drift, strict=True)]
     out = {f"{model.name}_{e}{suffix}": np.empty(len(y)) for e in ENTITIES for suffix in ("", "_var")}
+    errors = np.empty(len(y))
     edges = np.flatnonzero(np.diff(day, prepend=np.nan, append=np.nan))
     for a, b in zip(edges[:-1], edges[1:], strict=True):
         priors = [level.before(level.code[a:b], day[a]) for level in levels]
         total = model.noise + sum(var for _, var in priors)
         error, seen = _surprise(y[a:b], sum(mean for mean, _ in priors), total, race[a:b] - race[a])
+        errors[a:b] = np.where(seen, error, np.nan)
         for entity, level, (_, var) in zip(ENTITIES, levels, priors, strict=True):
             i = level.code[a:b]
             level.update(i, day[a], var, seen / (total - var), error)
             out[f"{model.name}_{entity}"][a:b] = level.mean[i]
             out[f"{model.name}_{entity}_var"][a:b] = level.var[i]
-    return pl.DataFrame(out)
+    return pl.DataFrame(out).with_columns(pl.Series(f"{model.name}_error", errors).fill_nan(None))

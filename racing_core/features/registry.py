@@ -23,6 +23,7 @@ class Timeline:
 
     name: str
     by: tuple[str, ...]  # columns of a runner that say which entity it meets
+    fit: Callable[[pl.DataFrame], pl.DataFrame] | None = None  # learns from past starts what is remembered, a row per refit; None: the starts themselves
 
 @dataclass(frozen=True)
 class Feature:
@@ -71,10 +72,10 @@ def feature(
     return lambda fn: _register(fn, family, after, unit, lo, hi)
 
 def memory(
-    after: Timeline,  # the timeline that remembers
+    after: Timeline | None,  # the timeline that remembers; None: made from today's field
     unit: str = "",  # unit of the value
 ) -> Callable:
-    "Register a column that is recalled for other features without being one."
+    "Register a column that is there for other features without being one."
     return lambda fn: _register(fn, None, after, unit, None, None)
 
 # %% ../../nbs/20_features.registry.ipynb #cell006
