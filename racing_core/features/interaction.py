@@ -92,7 +92,7 @@ HORSE_IN_GEAR = Timeline("horse in gear", ("horse_id", "gear_set"))
 @feature("kg km", family="interaction", lo=-80, hi=700)
 def weight_x_distance():
     "Weight carried times kilometres beyond 1.4."
-    return pl.col("weight_kg") * (pl.col("distance_m") / 1000 - 1.4)
+    return pl.col("weight_kg") * ((pl.col("distance_m") - 1400) * 0.001)  # no division: polars divides a column by a literal one bit away from a scalar
 
 @feature("kg steps", family="interaction", lo=-300, hi=600)
 def weight_x_going():

@@ -19,7 +19,7 @@ from .registry import Timeline, feature, memory
 
 # %% ../../nbs/24_features.weather.ipynb #cell005
 RAIN_MM = {"fine": 0.0, "cloudy": 0.0, "light_rain": 2.0, "rain": 8.0, "light_snow": 2.0, "snow": 8.0}  # what a word for the sky stands for
-_WETTEST = max(schema.WETNESS.values())
+_PERCENT = 100 / max(schema.WETNESS.values())  # factors, not divisors: polars divides a column by a literal one bit away from a scalar
 _OBSERVED = pl.col("precipitation_mm")
 
 def _rain() -> pl.Expr:
@@ -30,7 +30,7 @@ def _moisture() -> pl.Expr:
     "Wetness of the ground in percent of the scale from hard to heavy."
     within_step = (_OBSERVED - 5) / (_OBSERVED + 5) / 2
     level = pl.coalesce(pl.col("wetness") + within_step.fill_null(0.0), 2.5 + _rain() / 4)
-    return (level / _WETTEST * 100).clip(0, 100)
+    return (level * _PERCENT).clip(0, 100)
 
 def moisture_origin() -> pl.Expr:
     "What `track_moisture_pct` was made from: observed, going, sky or none."
@@ -74,7 +74,7 @@ def temperature_f():
 @feature("miles per hour", family="weather", lo=0, hi=180)
 def wind_speed_mph():
     "Wind speed, observed: m/s / 0.44704."
-    return pl.col("wind_speed_ms") / 0.44704
+    return pl.col("wind_speed_ms") * (1 / 0.44704)
 
 @feature("percent", family="weather", lo=0, hi=100)
 def humidity_pct():

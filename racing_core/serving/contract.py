@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..features.outcomes import PRE_RACE
-from ..schema import CLASS, GOING, RACE_TYPE, RACES, RUNNERS, SURFACE, Table, conform
+from ..features.outcomes import PRE_RACE, SKY
+from ..schema import CLASS, GOING, RACE_TYPE, RACES, RUNNERS, SURFACE, WEATHER, Table, conform
 
 # %% ../../nbs/70_serving.contract.ipynb #cell005
 MAX_RUNNERS = 40
@@ -96,6 +96,11 @@ class Card(_Closed):
     rail: _of(RACES, "rail", str) | None = None
     race_type: _of(RACES, "race_type", RaceType) = "flat"
     prize: _of(RACES, "prize", float) | None = None
+    sky: _of(WEATHER, "sky", str) | None = None
+    temperature_c: _of(WEATHER, "temperature_c", float) | None = None
+    precipitation_mm: _of(WEATHER, "precipitation_mm", float) | None = None
+    wind_speed_ms: _of(WEATHER, "wind_speed_ms", float) | None = None
+    humidity_pct: _of(WEATHER, "humidity_pct", float) | None = None
     runners: list[RunnerIn] = Field(min_length=1, max_length=MAX_RUNNERS)
 
     @field_validator("runners")
@@ -120,7 +125,7 @@ _RUNNER = tuple(c for c in RUNNERS.columns if c in RunnerIn.model_fields)
 def card_frame(
     card: Card,
     source: str = "card",  # whose ids the card uses, where it does not say
-) -> tuple[pl.DataFrame, np.ndarray | None]:  # a row per starter with the pre-race columns, by runner_no; (n,) odds or None
+) -> tuple[pl.DataFrame, np.ndarray | None]:  # a row per starter with the pre-race and weather columns, by runner_no; (n,) odds or None
     "The starters as the features want them, and their prices if there is one for each."
     source = card.source or source
     race_id = card.race_id or f"{source}:{card.date:%Y%m%d}-{card.course}-{card.race_no}"
@@ -134,7 +139,8 @@ def card_frame(
     odds = [r.odds for r in card.starters]
     # a column, not a literal: polars divides by a literal through its reciprocal, one bit away from what training divided by
     frame = frame.with_columns(n_starters=pl.len().over("race_id").cast(pl.Int16))
-    return frame.select(PRE_RACE), None if None in odds else np.array(odds)
+    weather = (pl.Series(c, [getattr(card, c)] * len(frame), dtype=WEATHER.columns[c].dtype) for c in SKY)
+    return frame.select(*PRE_RACE, *weather), None if None in odds else np.array(odds)
 
 # %% ../../nbs/70_serving.contract.ipynb #cell019
 class Ranked(BaseModel):
