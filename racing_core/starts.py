@@ -13,7 +13,7 @@ from .errors import BadInput
 from .schema import PRICES, RACES, RESULTS, RUNNERS, SECTIONS
 
 # %% ../nbs/02a_starts.ipynb #cell005
-_OUTCOME = ["status", "position", "margin_lengths", "time_s", "odds", "early_position", "n_starters", "true_p"]
+_OUTCOME = ["status", "position", "margin_lengths", "time_s", "comment", "odds", "early_position", "n_starters", "true_p"]
 
 def starts_frame(
     tables: dict[str, pl.DataFrame],  # canonical tables; `races` and `runners` at least, the others where there are any
@@ -23,7 +23,7 @@ def starts_frame(
     have = {t.name: tables.get(t.name, t.empty()) for t in (RACES, RUNNERS, RESULTS, SECTIONS, PRICES)}
     key = list(RUNNERS.key)
     beside = [
-        have["results"].select(*key, "status", "position", "margin_lengths", "time_s"),
+        have["results"].select(*key, "status", "position", "margin_lengths", "time_s", "comment"),
         have["prices"].filter(pl.col("stage") == "closing").select(*key, "odds"),
         have["sections"].filter(pl.col("section_no") == 1).select(*key, early_position="position"),
         (have["runners"].clear().with_columns(true_p=pl.lit(None, pl.Float64)) if truth is None else truth).select(*key, "true_p"),
