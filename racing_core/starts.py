@@ -14,7 +14,7 @@ from .schema import PRICES, RACES, RESULTS, RUNNERS, SECTIONS, WEATHER
 
 # %% ../nbs/02a_starts.ipynb #cell005
 _SKY = ["sky", "temperature_c", "precipitation_mm", "wind_speed_ms", "humidity_pct", "weather_origin"]
-_OUTCOME = ["status", "position", "margin_lengths", "time_s", "odds", "early_position", "n_starters", "true_p"]
+_OUTCOME = ["status", "position", "margin_lengths", "time_s", "comment", "odds", "early_position", "n_starters", "true_p"]
 
 def starts_frame(
     tables: dict[str, pl.DataFrame],  # canonical tables; `races` and `runners` at least, the others where there are any
@@ -24,7 +24,7 @@ def starts_frame(
     have = {t.name: tables.get(t.name, t.empty()) for t in (RACES, RUNNERS, RESULTS, SECTIONS, PRICES, WEATHER)}
     key = list(RUNNERS.key)
     beside = [
-        have["results"].select(*key, "status", "position", "margin_lengths", "time_s"),
+        have["results"].select(*key, "status", "position", "margin_lengths", "time_s", "comment"),
         have["prices"].filter(pl.col("stage") == "closing").select(*key, "odds"),
         have["sections"].filter(pl.col("section_no") == 1).select(*key, early_position="position"),
         (have["runners"].clear().with_columns(true_p=pl.lit(None, pl.Float64)) if truth is None else truth).select(*key, "true_p"),

@@ -104,7 +104,7 @@ def test_a_source_without_gear_rating_or_sections_still_builds(starts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         frame = build(poor)
-    assert frame["pace_scenario_clusters"].is_null().all() and frame["first_time_gear"].is_null().all()
+    assert frame["pace_scenario_clusters"].is_null().all() and frame["new_gear_set"].is_null().all()
     assert frame["jockey_x_trainer_synergy"].is_not_null().any()
 
 
@@ -116,12 +116,12 @@ def test_gear_codes_tell_first_use_apart_from_removal():
     assert prepare(card)["gear_set"].to_list() == ["B", "B", "TT", "TT/B", "none", None, "none", "none"]
 
 
-def test_first_time_gear_is_the_first_start_in_it(starts, frame):
-    rows = starts.select("horse_id", "date", "gear").with_columns(frame["first_time_gear"], frame["career_starts"])
+def test_new_gear_set_is_the_first_start_in_it(starts, frame):
+    rows = starts.select("horse_id", "date", "gear").with_columns(frame["new_gear_set"], frame["career_starts"])
     blinkered = rows.filter(pl.col("gear") == "B").sort("horse_id", "date").with_columns(nth=pl.col("date").rank("ordinal").over("horse_id"))
     expected = (blinkered["nth"] == 1) & (blinkered["career_starts"] > 0)
-    assert (blinkered["first_time_gear"] == expected.cast(pl.Float64)).all()
-    assert rows.filter(pl.col("gear") != "B")["first_time_gear"].max() == 0
+    assert (blinkered["new_gear_set"] == expected.cast(pl.Float64)).all()
+    assert rows.filter(pl.col("gear") != "B")["new_gear_set"].max() == 0
 
 
 @pytest.mark.parametrize("alarm", [leaks.truncation, leaks.scramble])

@@ -7,7 +7,7 @@ __all__ = ['COURSE_DISTANCE', 'ON_SURFACE', 'HORSE_IN_GEAR', 'JOCKEY_HORSE', 'JO
            'STYLES', 'SCENARIOS', 'PACE', 'stamina_slope', 'usual_log_m', 'best_log_m', 'freshness_slope',
            'usual_log_rest', 'track_x_distance_fit', 'distance_specialist', 'distance_off_best', 'surface_fit',
            'freshness_x_fitness', 'weight_x_distance', 'weight_x_going', 'weight_off_rating', 'experience_x_class',
-           'class_drop_x_jockey_upgrade', 'starts_in_gear', 'first_time_gear', 'gear_x_horse_record',
+           'class_drop_x_jockey_upgrade', 'starts_in_gear', 'new_gear_set', 'gear_x_horse_record',
            'jockey_x_trainer_synergy', 'jockey_x_horse_record', 'jockey_at_course', 'jockey_at_distance',
            'trainer_at_course', 'jockey_style_slope', 'trainer_debut_record', 'trainer_layoff_record', 'jockey_x_style',
            'trainer_with_debutants', 'trainer_after_layoff', 'yearly', 'style_centres', 'scenario_centres',
@@ -122,7 +122,7 @@ def starts_in_gear():
     return pl.col("day").cum_count()
 
 @feature("yes or no", family="interaction", lo=0, hi=1)
-def first_time_gear():
+def new_gear_set():
     "1 when a horse that has run before wears this set of gear for the first time."
     new = pl.col("starts_in_gear").is_null() & pl.col("starts_so_far").is_not_null() & (pl.col("gear_set") != "none")
     return pl.when(pl.col("gear_set").is_not_null()).then(new.cast(pl.Float64))

@@ -19,7 +19,7 @@ from ..odds import has_market, implied
 
 # %% ../../nbs/29a_features.leaks.ipynb #cell005
 Build = Callable[[pl.DataFrame], pl.DataFrame]  # the wide frame to race_id, runner_no, date and features
-OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position")
+OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position", "comment")
 
 def moved(
     one: pl.DataFrame,  # features

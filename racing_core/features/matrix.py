@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import BadInput
-from . import conditions, connections, form, interaction, weather  # noqa: F401  (importing them registers their features)
+from . import conditions, connections, form, interaction, semantic, weather  # noqa: F401  (importing them registers their features)
 from .asof import recall, remember
 from .outcomes import outcomes, prepare
 from .ratings import MARKET, PERFORMANCE, joint_ratings
@@ -35,6 +35,7 @@ class History:
     def learn(cls, starts: pl.DataFrame) -> History:
         "Remember everything that features will ask for; `starts` is the wide frame sorted by date."
         past = outcomes(starts)
+        past = past.hstack(semantic.remarks(past))
         past = pl.concat([past, joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)], how="horizontal")
         return cls({t.name: remember(t.fit(past) if t.fit else past, t, {f.name: f.fn() for f in on_timeline(t)}) for t in timelines()})
 

@@ -93,4 +93,4 @@ def outcomes(
 ) -> pl.DataFrame:  # one row per start, all columns that timelines may read
     "What every past start was worth."
     history = results(starts)
-    return history.with_columns(speed=speed_ratings(history))
+    return history.with_columns(starts.select(pl.col("^comment$")), speed=speed_ratings(history))
