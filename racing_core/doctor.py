@@ -15,16 +15,19 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import polars as pl
+
 import racing_core
 from .bundle import manifest_of
 from .config import Home
+from .data.ingest import coverage
 from .data.store import Store, sources
 from .errors import RacingError
 from .registry import aliases, locate
 
 # %% auto #0
-__all__ = ['Finding', 'usable', 'as_dict', 'python', 'wanted', 'locked', 'packages', 'learner', 'writable', 'stored', 'champion',
-           'browser', 'tracking', 'machine', 'examine']
+__all__ = ['Finding', 'usable', 'as_dict', 'python', 'wanted', 'locked', 'packages', 'learner', 'writable', 'stored', 'columns',
+           'champion', 'browser', 'tracking', 'machine', 'examine']
 
 # %% ../nbs/78_doctor.ipynb #cell005
 @dataclass(frozen=True)
@@ -125,6 +128,15 @@ def stored(home: Home) -> Finding:
         return Finding("sources", "missing", "nothing is stored", "racing run, racing simulate, or racing ingest SOURCE PATH")
     return Finding("sources", "ok", "; ".join(f"{name}: {len(Store(home, name).manifest['ingests'])} ingests" for name in names))
 
+def columns(home: Home, name: str) -> Finding:
+    "Which columns a stored source never fills; `true_p` is for simulated worlds alone."
+    try:
+        known = coverage(Store(home, name).starts().drop("true_p", strict=False))
+    except (RacingError, OSError, pl.exceptions.PolarsError) as e:
+        return Finding("columns", "wrong", f"{name}: {str(e).splitlines()[0]}", "racing ingest it again")
+    absent = known.filter(pl.col("known") == 0)["column"].to_list()
+    return Finding("columns", "ok", f"{name}: " + (f"{len(absent)} absent: {', '.join(absent)}" if absent else "none absent"))
+
 def champion(home: Home) -> Finding:
     "Is there a model to answer, and are its files as they were written?"
     try:
@@ -174,4 +186,4 @@ def examine(home: Home) -> list[Finding]:
     "Every check."
     lock = locked()
     installed = [packages(extra, names, lock) for extra, names in sorted(wanted().items())]
-    return [python(), *installed, learner(), writable(home), stored(home), champion(home), browser(), tracking(home.tracking_uri), machine()]
+    return [python(), *installed, learner(), writable(home), stored(home), *(columns(home, name) for name in sources(home)), champion(home), browser(), tracking(home.tracking_uri), machine()]

@@ -41,7 +41,7 @@ Progress = Callable[[str, float | None], None]  # step, share done where it is k
 def silent(step: str, done: float | None = None) -> None:
     "For callers who want no progress."
 
-_BESIDE = {"data", "serving", "_modidx.py", "cli.py", "dashboard.py", "doctor.py", "mainjob.py"}  # these change no figure of what is stored
+_BESIDE = {"data", "serving", "_modidx.py", "cardfile.py", "cli.py", "dashboard.py", "doctor.py", "mainjob.py"}  # these change no figure of what is stored
 
 def code_hash() -> str:
     "Identifies the code behind the figures: what another code made is made again."
@@ -101,7 +101,9 @@ def obtain(
     if data is not None:
         return ingest(source, data, home, progress=lambda step: progress(step, None)).as_dict()
     known_source(home, source)
-    return Store(home, source).manifest["ingests"][-1] | dict(changed=False)
+    ingests = Store(home, source).manifest["ingests"]
+    last = next((i for i in reversed(ingests) if i["starters"]), ingests[-1])  # weather that came later brought no starters
+    return last | dict(changed=False)
 
 def last_year(
     last: date,  # last race day there is

@@ -24,6 +24,36 @@ PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
 NO_MODEL = "there is no champion to answer: train one with `racing train`, promote it with `racing promote BUNDLE --to champion`, and start the service again"
 
 
+class Stop:
+    "What SIGTERM does: interrupt the owner, once, and not before the server stands, or children would be torn while they are handed their work."
+
+    def __init__(self):
+        self.owner, self.standing, self.asked = os.getpid(), False, False
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if os.getpid() != self.owner:  # a child that was forked with this handler
+            raise SystemExit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        self.asked = True
+        if self.standing:
+            raise KeyboardInterrupt
+
+    def stand(self) -> None:
+        "All children are there: interrupt now if that was asked for meanwhile."
+        self.standing = True
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+class Server(litserve.LitServer):
+    "A LitServer that says when all of its processes have been started."
+
+    def _start_server(self, *args, **kwargs) -> dict:
+        workers = super()._start_server(*args, **kwargs)
+        self.stop.stand()
+        return workers
+
+
 class PredictAPI(litserve.LitAPI):
     "A card in, a prediction out. Cards are validated before they are queued."
 
@@ -77,7 +107,8 @@ def build(
 ) -> litserve.LitServer:
     "The server, not yet running. A tampered bundle is refused here, with the name of the file."
     manifest, started = manifest_of(bundle_folder) if bundle_folder else {}, time.monotonic()
-    server = litserve.LitServer(PredictAPI(bundle_folder), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
+    server = Server(PredictAPI(bundle_folder), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
+    server.stop = Stop()
     server.app.add_exception_handler(RequestValidationError, _bad_card)
 
     @server.app.get(HEALTH, summary="Is there a model, and which?")
@@ -97,15 +128,8 @@ def run(
     workers: int = 1,  # processes that answer
 ) -> None:
     "Serve until SIGINT or SIGTERM; leave no process behind."
-    server, owner = build(Path(bundle_folder) if bundle_folder else None, workers), os.getpid()
-
-    def stop(signum: int, frame: object) -> None:
-        if os.getpid() != owner:  # a child that was forked with this handler
-            raise SystemExit(0)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    server = build(Path(bundle_folder) if bundle_folder else None, workers)
+    signal.signal(signal.SIGTERM, server.stop)
     try:
         server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
     except KeyboardInterrupt:  # while LitServe was starting; later it catches it itself

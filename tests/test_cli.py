@@ -1,5 +1,6 @@
 """The `racing` command from outside: answers, exit codes, clean standard output, and the way from nothing to a promoted model."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,18 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
+from datetime import date
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_data_clients import env as keys
+from test_data_clients import listed, result
+from test_data_http import Loopback, status
 
 from racing_core import cli, mainjob, terminal
 from racing_core.errors import Leak
 
 COMMANDS = [
-    "simulate", "ingest", "features list", "features build", "backtest", "train", "promote", "rollback",
+    "simulate", "ingest", "fetch", "features list", "features build", "backtest", "train", "promote", "rollback",
     "predict", "serve", "dashboard", "lab", "doctor", "run",
 ]  # fmt: skip
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {"OMP_NUM_THREADS": "1"}
@@ -88,6 +94,13 @@ def test_the_installed_script_is_this_command():
     assert subprocess.run([script, "nonsense"], capture_output=True, env=ENV).returncode == 2
 
 
+def test_ingest_names_every_adapter(capsys):
+    from racing_core.data.ingest import SOURCES
+
+    assert cli.main(["ingest", "--help"]) == 0
+    assert set(SOURCES) <= set(capsys.readouterr().out.replace(",", " ").replace(".", " ").split())
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 BAD = {
     "unknown command": (["nonsense"], "nonsense"),
@@ -98,6 +111,10 @@ BAD = {
     "unknown adapter": (["ingest", "nowhere", "."], "nowhere"),
     "missing path": (["ingest", "hkjc", "not/there"], "not/there"),
     "reserved name": (["ingest", "hkjc", ".", "--name", "simulated"], "simulated"),
+    "no such kind": (["fetch", "gossip"], "gossip"),
+    "whose weather": (["fetch", "weather"], "whose weather"),
+    "fetched for a simulated world": (["fetch", "weather", "--source", "simulated"], "simulated"),
+    "fetched since when": (["fetch", "results", "--since", "May"], "May"),
     "unknown source": (["backtest", "--source", "nowhere", "--test-from", "2020-01-01"], "nowhere"),
     "bad date": (["backtest", "--source", "simulated", "--test-from", "31/01/2020"], "31/01/2020"),
     "no test window": (["backtest", "--source", "simulated"], "--test-from"),
@@ -204,7 +221,7 @@ def test_a_world_is_stored_once_and_replaced_whole(tmp_path):
 
 def test_features_are_listed_and_counted(home):
     told = answer("features", "list", home=home)
-    assert told["counts"]["historical"] == 56 == len(told["features"]) and {"name", "unit", "family", "reads"} <= set(told["features"][0])
+    assert told["counts"]["historical"] == 56 and len(told["features"]) == 120 and {"name", "unit", "family", "reads"} <= set(told["features"][0])
 
 
 def test_doctor_finds_the_champion(home):
@@ -221,6 +238,97 @@ def test_a_card_is_ranked_from_a_file_and_from_standard_input(home, card):
     assert answer("predict", card, "--bundle", home / "bundles" / "simulated", home=home) == told
     table = racing("predict", card, home=home).stdout
     assert table.splitlines()[2].split()[0] == "1" and len(table.splitlines()) >= 2 + len(told["ranked"])
+
+
+HAND = """date,track,country,race,trip,distance,surface,no,horse,odds,age
+2026-01-31,Ascot,GB,1,x,1m,turf,1,Alpha,5/2,4
+2026-01-31,Ascot,GB,1,x,1m,turf,2,Beta,evens,old
+2026-01-31,Ascot,GB,2,x,1m,turf,1,Gamma,2.5,3
+2026-01-31,Ascot,GB,2,x,1m,turf,2,Delta,11-4,3
+"""
+
+
+def test_a_card_typed_by_hand_is_ranked(home, tmp_path):
+    file = tmp_path / "card.csv"
+    file.write_text(HAND)
+    told = answer("predict", file, home=home, code=2)
+    assert "row 2, column age: got 'old'" in told["do"] and "column trip" in told["do"]
+    races = answer("predict", file, "--lenient", home=home)["races"]
+    assert len(races) == 2 and all(any("column age" in w for w in r["warnings"]) for r in races)
+    assert all(sum(r["win_probability"] for r in race["ranked"]) == pytest.approx(1) for race in races)
+    by_hand = {"date": "31/01/2026", "venue": "Ascot", "country": "GB", "race": 1, "distance": "1m", "surface": "turf"}
+    by_hand["runners"] = [{"no": 1, "horse": "Alpha", "odds": "5/2", "age": 4}, {"no": 2, "horse": "Beta", "odds": "evens"}]
+    typed = answer("predict", "-", home=home, input=json.dumps(by_hand))
+    assert {r["odds"] for r in typed["ranked"]} == {3.5, 2.0}
+    by_hand["runners"][1]["odds"] = "soon"
+    assert "row 2, column odds" in answer("predict", "-", home=home, code=2, input=json.dumps(by_hand))["do"]
+
+
+# --- over the network: a server on this machine ----------------------------------------------------------------------
+@pytest.fixture
+def server():
+    with contextlib.closing(Loopback()) as server:
+        yield server
+
+
+def test_results_are_fetched_and_a_second_time_remembered(server, tmp_path):
+    server.routes["/v1/results"] = listed("results", [result(date(2026, 8, d)) for d in (3, 5)])
+    call = "fetch", "results", "--since", "2026-08-01", "--until", "2026-08-08"
+    told = answer(*call, "--source", "mine", home=tmp_path, env=keys(server))
+    assert (told["kind"], told["name"], told["races"], told["runners"], told["changed"]) == ("results", "mine", 2, 6, True)
+    again = racing(*call, "--source", "mine", home=tmp_path, env=keys(server))
+    assert again.returncode == 0 and "nothing new" in again.stdout and again.stderr == "" and server.times("/v1/results") == 1
+    doctor = {c["found"].split(":")[0]: c for c in answer("doctor", home=tmp_path, code=0)["checks"] if c["name"] == "columns"}
+    assert "absent" in doctor["mine"]["found"] and "body_weight_kg" in doctor["mine"]["found"] and "horse_id" not in doctor["mine"]["found"]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("card", ["RACING_API_USER"]), ("weather", ["WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"])])
+def test_a_missing_key_is_named(kind, names, server, tmp_path):
+    none = dict.fromkeys(("RACING_API_USER", "RACING_API_PASSWORD", "WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"), "")
+    done = racing("fetch", kind, "--source", "mine", "--since", "2026-08-01", home=tmp_path, env=keys(server) | none)
+    assert done.returncode == 2 and done.stdout == "" and all(n in done.stderr for n in names) and "Traceback" not in done.stderr
+    assert not server.asked and not (tmp_path / "store").exists()
+
+
+def test_a_source_that_refuses_is_no_fault_of_the_caller(server, tmp_path):
+    server.routes["/v1/results"] = status(401)
+    told = answer("fetch", "results", "--since", "2026-08-01", "--until", "2026-08-08", home=tmp_path, env=keys(server), code=1)
+    assert told["error"] == "Unreachable" and "RACING_API_USER" in told["do"]
+
+
+def test_weather_that_came_later_does_not_hide_the_results(tmp_path):
+    from racing_core.config import home as home_of
+    from racing_core.data.store import Store
+
+    assert racing("simulate", "--races", 50, home=tmp_path).returncode == 0
+    (tmp_path / "store" / "simulated").rename(tmp_path / "store" / "mine")
+    place = home_of(tmp_path)
+    file = Store(place, "mine").folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    last = manifest["ingests"][-1]
+    manifest["ingests"].append({k: 0 if isinstance(v, int) else v for k, v in last.items()} | {"source": "weather", "races": 3})
+    file.write_text(json.dumps(manifest))
+    assert mainjob.obtain(place, "mine", None, 0, 0)["starters"] == last["starters"] > 0
+
+
+def test_a_warning_is_one_plain_line(monkeypatch, capsys, tmp_path):
+    from racing_core import doctor
+
+    def examine(home):
+        for _ in range(3):
+            warnings.warn("no comments", stacklevel=1)
+        warnings.warn("no comments", stacklevel=2)
+        return []
+
+    before = warnings.showwarning
+    monkeypatch.setattr(doctor, "examine", examine)
+    assert cli.main(["--home", str(tmp_path), "doctor"]) == 0
+    assert capsys.readouterr().err == "note: no comments\n" and warnings.showwarning is before
+
+
+def test_absent_comments_are_told_without_a_file_name(home, tmp_path):
+    said = racing("features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=home).stderr.splitlines()
+    assert said and all(line.startswith("note: ") and ".py" not in line for line in said) and len(said) == len(set(said)), said
 
 
 def test_the_service_starts_answers_and_stops(home, card):
@@ -249,7 +357,7 @@ def test_the_service_starts_answers_and_stops(home, card):
 def test_the_way_of_a_model(tmp_path, card):
     made = answer("simulate", "--races", RACES, home=tmp_path)
     built = answer("features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=tmp_path)
-    assert built["starters"] == made["starters"] and built["features"] == 56
+    assert built["starters"] == made["starters"] and built["features"] == 120
     found = answer("backtest", "--source", "simulated", "--test-from", "2019-10-01", "--report", tmp_path / "report", home=tmp_path)
     assert {"races", "starters", "uniform_logloss", "delta_r2", "delta_r2_ci", "test_looks", "tripwires", "seconds", "peak_mb"} <= set(found)
     assert all({"logloss", "r2", "top1", "ndcg", "brier", "ece"} <= set(found[stage]) for stage in ("market", "fundamental", "combined"))

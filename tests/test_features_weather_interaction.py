@@ -95,7 +95,7 @@ def test_without_any_weather_the_family_is_null_and_says_so_once(starts):
     bare = changed(starts.filter(pl.col("date") <= starts["date"].unique().sort()[40]).drop(SKY, "weather_origin"), going=None)
     with pytest.warns(UserWarning, match="weather features are absent: 12 columns") as said:
         frame = build(bare)
-    assert len(said) == 1
+    assert sum("weather" in str(w.message) for w in said) == 1
     assert all(frame[n].is_null().all() for n in WEATHER) and frame["pace_pressure"].is_not_null().any()
 
 
@@ -103,6 +103,7 @@ def test_a_source_without_gear_rating_or_sections_still_builds(starts):
     poor = changed(starts, gear=None, rating=None, early_position=None, rail=None, draw=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="no in-running comments")  # a simulated world has none
         frame = build(poor)
     assert frame["pace_scenario_clusters"].is_null().all() and frame["new_gear_set"].is_null().all()
     assert frame["jockey_x_trainer_synergy"].is_not_null().any()

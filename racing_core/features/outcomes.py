@@ -50,10 +50,11 @@ def results(
     n, position, inverse = pl.col("n_starters"), pl.col("position"), 1 / pl.col("odds")
     priced = pl.col("odds").is_not_null().all().over("race_id")
     won = (position == 1).fill_null(False)
+    placed = ~((pl.col("status") == "finished") & position.is_null()).fill_null(False).any().over("race_id")  # does the source tell who came where?
     after = starts.select(
         won=won / won.sum().over("race_id").clip(1),
-        perf_index=(1 - _share(position)).fill_null(0.0),
-        finish_position=pl.coalesce(position, n).cast(pl.Float64),
+        perf_index=pl.when(placed).then((1 - _share(position)).fill_null(0.0)),
+        finish_position=pl.when(placed).then(pl.coalesce(position, n).cast(pl.Float64)),
         beaten_lengths=pl.col("margin_lengths").clip(0, 20),
         performance=_centred(-pl.col("margin_lengths").clip(0, 20).log1p()),
         implied=pl.when(priced).then(inverse / inverse.sum().over("race_id")),
