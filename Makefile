@@ -61,4 +61,5 @@ openmp:
 	@$(APT) libgomp1 >/dev/null; else echo "LightGBM needs OpenMP: sudo apt-get install libgomp1" >&2; exit 2; fi
 
 system:
-	@command -v chromium >/dev/null || { $(APT) chromium >/dev/null; else echo "the page tests are skipped without a browser: sudo apt-get install chromium" >&2; fi; }
+	@command -v chromium >/dev/null && command -v redis-server >/dev/null || { $(APT) chromium redis-server >/dev/null; \
+	else echo "tests of pages and of the shared cache are skipped: sudo apt-get install chromium redis-server" >&2; fi; }

@@ -337,7 +337,9 @@ def test_an_answer_that_repeats_a_key_is_not_kept(server, tmp_path):
     assert server.times("/echo") == 2
 
 
-@pytest.mark.parametrize("url", ["http://example.org", f"https://{USER}:{KEY}@example.org", "example.org", "", "file:///etc/passwd", f"https://x/?appid={KEY}", "https://"])
+@pytest.mark.parametrize(
+    "url", ["http://example.org", f"https://{USER}:{KEY}@example.org", "example.org", "", "file:///etc/passwd", f"https://x/?appid={KEY}", "https://"]
+)
 def test_addresses_that_would_give_a_key_away(url):
     with pytest.raises(BadInput) as e:
         Client(url)

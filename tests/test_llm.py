@@ -6,8 +6,10 @@ import json
 import logging
 import multiprocessing
 import re
-import socketserver
+import shutil
+import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -17,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 
@@ -351,50 +354,38 @@ def test_a_pickle_in_the_cache_is_refused(store):
         store.get_many(["k"])
 
 
-class Resp(socketserver.StreamRequestHandler):
-    "The handful of Redis commands that the cache uses."
-
-    def handle(self):
-        while line := self.rfile.readline():
-            parts = [self.rfile.read(int(self.rfile.readline()[1:]) + 2)[:-2].decode() for _ in range(int(line[1:]))]
-            self.wfile.write(self.do(parts[0].upper(), parts[1:]))
-
-    def do(self, command, a):
-        data, life = self.server.data, self.server.life
-        bulk = lambda v: b"$-1\r\n" if v is None else b"$%d\r\n%s\r\n" % (len(v.encode()), v.encode())
-        if command == "MGET":
-            return b"*%d\r\n" % len(a) + b"".join(bulk(data.get(k)) for k in a)
-        if command == "GET":
-            return bulk(data.get(a[0]))
-        if command == "SET":
-            if "NX" in a and a[0] in data:
-                return b"$-1\r\n"
-            data[a[0]], life[a[0]] = a[1], int(a[a.index("PX") + 1])
-            return b"+OK\r\n"
-        if command == "DEL":
-            return b":%d\r\n" % (data.pop(a[0], None) is not None)
-        if command == "INCRBYFLOAT":
-            data[a[0]] = repr(float(data.get(a[0], 0)) + float(a[1]))
-            return bulk(data[a[0]])
-        return b"-ERR unknown command\r\n" if command == "HELLO" else b"+OK\r\n"
-
-
 @pytest.fixture
-def redis_server():
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Resp)
-    server.daemon_threads, server.data, server.life = True, {}, {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+def redis_url(tmp_path):
+    "A real Redis on loopback."
+    if not (binary := shutil.which("redis-server")):
+        pytest.skip("no redis-server (apt-get install redis-server)")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen([binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
+    try:
+        client, until = redis.Redis(port=port), time.monotonic() + 20
+        while time.monotonic() < until:
+            with contextlib.suppress(redis.ConnectionError):
+                if client.ping():
+                    break
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
-def test_redis_holds_answers_for_a_day(redis_server, service, fast):
-    store = RedisCache(f"redis://127.0.0.1:{redis_server.server_address[1]}/0", timeout_s=2)
+def test_redis_holds_answers_for_a_day(redis_url, service, fast):
+    store = RedisCache(redis_url, timeout_s=2)
     assert prefetch(FIELD, store, fast, NOW)["model"] == len(FIELD)
     assert prefetch(FIELD, store, fast, NOW)["cache"] == len(FIELD)
     assert len(lookup(FIELD, store, fast)) == len(FIELD)
-    assert {redis_server.life[k] for k in redis_server.data if ":llm:" in k and "claim" not in k} == {24 * 3600 * 1000}
-    assert not any("claim" in k for k in redis_server.data)
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    answers = [k for k in client.scan_iter() if ":llm:" in k and "claim" not in k]
+    assert len(answers) >= len(FIELD)
+    assert all(24 * 3600 - 60 < client.ttl(k) <= 24 * 3600 for k in answers)
+    assert not any("claim" in k for k in client.scan_iter())
     assert store.spend("b", 0.6, 1.0) and not store.spend("b", 0.6, 1.0) and store.spent("b") == pytest.approx(0.6)
 
 
