@@ -29,7 +29,8 @@ suite: $(VENV)/.test system
 	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
-	@$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	@sed -i 's#](images/#](nbs/images/#' README.md
 
 lab: $(VENV)/.run ## JupyterLab on the notebooks
 	@$(BIN)/racing lab
@@ -38,20 +39,23 @@ clean:          ## remove the environment and caches; the home folder is kept
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # --- environments: one lock, two sizes -------------------------------------------------------------------------------
+comma   := ,
+INSTALL = $(PIP) install --no-build-isolation -c $(LOCK) -e ".[$(1)]" 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
+
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and '$(PYTHON)' is not there: install it, or name it with make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c $(LOCK) pip setuptools wheel
+	@$(PIP) install -c $(LOCK) pip setuptools wheel 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 
 $(VENV)/.run: $(LOCK) settings.ini setup.py | $(VENV)/bin/python
 	@echo "installing racing-core into $(VENV) (some minutes the first time)"
-	@$(PIP) install --no-build-isolation -c $(LOCK) -e ".[serve,ui]"
+	@$(call INSTALL,serve$(comma)ui)
 	@$(BIN)/python -c "import lightgbm" 2>/dev/null || $(MAKE) --no-print-directory openmp
 	@touch $@
 
 $(VENV)/.test: $(LOCK) settings.ini setup.py | $(VENV)/bin/python
 	@echo "installing racing-core with all extras into $(VENV) (some minutes the first time)"
-	@$(PIP) install --no-build-isolation -c $(LOCK) -e ".[all]"
+	@$(call INSTALL,all)
 	@$(BIN)/python -c "import lightgbm" 2>/dev/null || $(MAKE) --no-print-directory openmp
 	@touch $@ $(VENV)/.run
 
