@@ -19,7 +19,7 @@ import polars as pl
 
 import racing_core
 from .bundle import manifest_of, read, swap
-from .config import Home
+from .config import Home, write_whole
 from .data.ingest import ingest, ingest_world
 from .data.store import Store, sources
 from .errors import BadInput, RacingError
@@ -182,10 +182,7 @@ class Notes:
         if noted.get("key") == key and there(noted["answer"]):
             return noted["answer"], True
         answer = json.loads(json.dumps(work(), default=str))
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f".{self.file.name}.part")
-        part.write_text(json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1), encoding="utf-8")
-        part.replace(self.file)
+        write_whole(self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1))
         return answer, False
 
 # %% ../nbs/78a_mainjob.ipynb #cell017

@@ -7,14 +7,13 @@ __all__ = ['ALIASES', 'aliases', 'locate', 'promote', 'rollback']
 
 # %% ../nbs/64_registry.ipynb #cell002
 import json
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
 from .bundle import manifest_of, swap
-from .config import Home
+from .config import Home, write_whole
 from .errors import BadInput
 
 # %% ../nbs/64_registry.ipynb #cell005
@@ -26,10 +25,7 @@ def aliases(home: Home) -> dict:  # champion, challenger (version or None), log:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else dict(champion=None, challenger=None, log=[])
 
 def _store(home: Home, state: dict) -> None:
-    home.bundles.mkdir(parents=True, exist_ok=True)
-    draft = home.bundles / f".aliases-{uuid4().hex[:8]}"
-    draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
-    os.replace(draft, home.bundles / "aliases.json")
+    write_whole(home.bundles / "aliases.json", json.dumps(state, indent=1))
 
 def _adopt(home: Home, bundle: Path) -> str:
     "Copy a verified bundle into the home; its version."

@@ -24,6 +24,7 @@ import polars as pl
 
 from . import errors
 from . import starts as st
+from .config import write_whole
 from .errors import BadInput, Leak, RacingError
 from .metrics import FROM_TAKEOUT, LIMITS, summary, uniform
 
@@ -33,14 +34,6 @@ __all__ = ['Progress', 'CSS', 'WIRES', 'ABOUT', 'MEANING', 'tell', 'execute', 'r
            'window', 'reconciliation', 'money', 'facts']
 
 # %% ../nbs/61_reports.ipynb #cell005
-def _write(file: Path, text: str) -> Path:
-    "Write a file in one step."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{uuid4().hex[:8]}-{file.name}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, file)
-    return file
-
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     "The parameters as papermill wants them; `out` is added where the notebook has it."
     from papermill import inspect_notebook
@@ -141,7 +134,7 @@ def execute(
         fault = RacingError("the report did not finish", got=str(e).splitlines()[0], expected=f"an end within {timeout:g} s", where=notebook.name)
     if draft.is_file():
         os.replace(draft, log)
-        page = _write(log.with_suffix(".html"), render(read(log, 4), notebook.stem))
+        page = write_whole(log.with_suffix(".html"), render(read(log, 4), notebook.stem))
     if fault:
         raise fault
     progress("report", 1.0)
@@ -221,7 +214,7 @@ def keep(
 ) -> list[Path]:  # result.json, predictions.parquet
     "Write figures and predictions, each file in one step."
     out = Path(out)
-    result = _write(out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False))
+    result = write_whole(out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False))
     draft = out / f".{uuid4().hex[:8]}.parquet"
     predictions.write_parquet(draft)
     os.replace(draft, out / "predictions.parquet")

@@ -10,9 +10,8 @@ import json
 import os
 from datetime import date, datetime
 from pathlib import Path
-from uuid import uuid4
 
-from .config import Home
+from .config import Home, write_whole
 
 # %% ../nbs/60_tracking.ipynb #cell005
 def look(
@@ -26,10 +25,7 @@ def look(
     file = home.runs / "looks.json"
     looks = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     looks.append({"at": now.isoformat(timespec="seconds"), "source": source, "from": test_from.isoformat(), "to": test_to.isoformat()})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".looks-{uuid4().hex[:8]}")
-    draft.write_text(json.dumps(looks, indent=1), encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, json.dumps(looks, indent=1))
     return sum(e["source"] == source and e["from"] <= test_to.isoformat() and e["to"] >= test_from.isoformat() for e in looks)
 
 # %% ../nbs/60_tracking.ipynb #cell007

@@ -18,11 +18,11 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from ..config import Home
+from ..config import Home, write_whole
 from . import racingapi, weather
 from .base import Parsed, Quarantine
 from .http import Limits, Unreachable, wait
-from .store import Store, _as_date, _replace, write
+from .store import Store, _as_date, write
 from ..errors import BadInput
 
 # %% ../../nbs/19a_data.fetch.ipynb #cell005
@@ -52,7 +52,7 @@ def _advance(store: Store, key: str, since: date, done: date):
     joined = old is not None and old.since <= done and since <= old.done
     now[key] = Span(min(since, old.since), max(done, old.done)) if joined else Span(since, done)
     rows = {k: {"since": str(s.since), "done": str(s.done)} for k, s in sorted(now.items())}
-    _replace(store.folder / CURSOR, json.dumps(rows, indent=1).encode())
+    write_whole(store.folder / CURSOR, json.dumps(rows, indent=1))
 
 def _start(store: Store, key: str, since: date | None, default: date) -> date:
     "The first day to ask for: the one wanted, unless the cursor has it already."

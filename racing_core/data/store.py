@@ -9,7 +9,6 @@ __all__ = ['Store', 'sources', 'write']
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..config import Home
+from ..config import Home, write_whole
 from .base import Parsed
 from ..errors import BadInput
 from ..schema import TABLES
@@ -26,16 +25,6 @@ from ..starts import starts_frame
 
 # %% ../../nbs/18_data.store.ipynb #cell005
 _MANIFEST = {"schema": 1, "tables": {}, "ingests": []}
-
-def _replace(path: Path, data: bytes):
-    "Write a file in one step: a temporary neighbour, flushed to disk, then renamed over it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
 
 def _bytes(df: pl.DataFrame, table: str) -> bytes:
     "The frame as parquet, rows in the order of their key, so that equal rows are equal bytes."
@@ -165,7 +154,7 @@ def _put(folder: Path, table: str, year: str, df: pl.DataFrame) -> str:
     data = _bytes(df, table)
     name = f"{year}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     if not (folder / table / name).exists():
-        _replace(folder / table / name, data)
+        write_whole(folder / table / name, data)
     return name
 
 # %% ../../nbs/18_data.store.ipynb #cell013
@@ -200,6 +189,6 @@ def write(
         if changed := tables != manifest["tables"]:
             entry = {"at": (now or datetime.now(UTC)).isoformat(timespec="seconds"), **parsed.reconciliation}
             manifest |= {"tables": tables, "ingests": [*manifest["ingests"], entry]}
-            _replace(store.folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1).encode())
+            write_whole(store.folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1).encode())
         _sweep(store.folder, tables)
     return changed

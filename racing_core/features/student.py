@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import write_whole
 from ..errors import BadInput
 from .semantic import LEXICON
 from ..llm import Score, Subject
@@ -83,9 +84,7 @@ class Student:
 
     def save(self, file: Path) -> None:
         "One JSON file, written whole or not at all."
-        part = file.with_name(f".{file.name}.part")
-        part.write_text(json.dumps({kind: asdict(lesson) for kind, lesson in self.lessons.items()}), encoding="utf-8")
-        part.replace(file)
+        write_whole(file, json.dumps({kind: asdict(lesson) for kind, lesson in self.lessons.items()}))
 
     @classmethod
     def load(cls, file: Path) -> Student:
