@@ -18,7 +18,7 @@ from . import starts as st
 from .betting import backtest as betting
 from .betting.staking import cap, fractional_kelly, minimum_edge
 from .errors import BadInput
-from .features.matrix import Matrix, compute, History, matrix
+from .features.matrix import Matrix, build, matrix
 from .folds import Window, split
 from .metrics import delta_r2, summary, tripwires, uniform_logloss
 from .models.base import Outcomes
@@ -75,11 +75,12 @@ def backtest(
     test_to: date | None = None,  # last day; the last there is by default
     progress: Progress = lambda step, done: None,
     make: Callable[[], Pipeline] = Pipeline,  # an untrained pipeline
+    frame: pl.DataFrame | None = None,  # features of `starts`, row by row; built here by default
 ) -> Backtest:
     "Walk forward through the test window, a year at a time."
     began = time.perf_counter()
     progress("features", 0.0)
-    X, y = matrix(compute(starts, History.learn(starts))), Outcomes.of(starts)
+    X, y = matrix(build(starts) if frame is None else frame), Outcomes.of(starts)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
     windows = split(dates, test_from, test_to)
     decided, priced = _comparable(starts)
