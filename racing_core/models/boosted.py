@@ -69,7 +69,7 @@ class XGBoostPairwise(Model):
         return dict(
             objective="rank:pairwise", eta=self.learning_rate, max_depth=self.depth, min_child_weight=self.min_weight, reg_lambda=self.l2,
             colsample_bytree=self.column_share, seed=self.seed, nthread=self.threads, tree_method="hist", max_bin=63,
-            lambdarank_pair_method="topk", lambdarank_num_pair_per_sample=40, verbosity=0,
+            lambdarank_pair_method="topk", lambdarank_num_pair_per_sample=40, lambdarank_score_normalization=False, verbosity=0,
         )  # fmt: skip
 
     def _data(self, Z: np.ndarray, **more: Any) -> Any:
