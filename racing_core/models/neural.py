@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +89,6 @@ def _spread(flat: Any, there: Any) -> Any:
 class Network(Model):
     "What both networks share; not a model of its own."
 
-    weights: ClassVar[tuple[float, ...]] = (1.0,)  # of the stages
-    powers: ClassVar[tuple[float, ...]] = (1.0,)  # on the offset in each stage
-
     def _call(self, z: Any) -> tuple[Any, Any]:
         "Utilities of rows, and what else is to be paid for them in training."
         return self.net(z)[:, 0], 0.0
@@ -108,6 +105,7 @@ class Network(Model):
 
     def _train(self, torch: Any, z: Any, field: Field, cut: int, device: str) -> None:
         optimiser = torch.optim.AdamW(self.net.parameters(), lr=self.learning_rate, weight_decay=self.decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, total_steps=self.epochs * max(cut // self.batch, 1))
         rng, late, stale = np.random.default_rng(self.seed), np.arange(cut, len(field.row)), 0
         best, kept, self.history = self._loss(torch, z, field, late, device), self._state(), []
         for _ in range(self.epochs):
@@ -118,6 +116,7 @@ class Network(Model):
                 (exploded_loss(_spread(u, there), *rest, self.weights, self.powers) + more).backward()
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
                 optimiser.step()
+                schedule.step()
             self.history.append(self._loss(torch, z, field, late, device))
             if not len(late) or self.history[-1] < best - _LEAST:
                 best, kept, stale = self.history[-1], self._state(), 0
@@ -173,6 +172,8 @@ class TabNet(Network):
 
     kind = "tabnet"
     explains = False
+    weights: tuple[float, ...] = (1.0,)  # of the stages: the winner alone is the listwise softmax
+    powers: tuple[float, ...] = (1.0,)  # on the offset in each stage
     steps: int = 8
     width: int = 64  # of decision and attention
     gamma: float = 1.3  # how freely a column may be used again
