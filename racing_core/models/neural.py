@@ -139,7 +139,8 @@ class Network(Model):
 
     def _apply(self, call: Callable[[Any, Any], Any], Z: np.ndarray) -> np.ndarray:
         "The network on rows, a chunk at a time."
-        with _seeded(self.seed) as torch, torch.no_grad():
+        torch = extra("torch", "tabnet")
+        with torch.no_grad():
             S = torch.from_numpy(self._scaled(Z))
             return np.concatenate([call(torch, S[at : at + 4096]).numpy() for at in range(0, max(len(S), 1), 4096)])
 

@@ -26,7 +26,11 @@ ZOO: dict[str, type[Model]] = {
     m.kind: m for m in (LambdaRank, LightGBMClassifier, XGBoostPairwise, CatBoostYetiRank, TabNet, LogisticRegression, RandomForest, SemanticScorer)
 }
 CATEGORICAL = ("flag", "yes or no", "codes")  # units of the registry whose values are categories
-PACKAGES = {"xgboost_pairwise": ("xgboost", "zoo"), "catboost_yetirank": ("catboost", "zoo"), "tabnet": ("pytorch_tabnet", "tabnet")}
+PACKAGES = {  # extra to the modules that its models import
+    "xgboost_pairwise": ("zoo", "xgboost"),
+    "catboost_yetirank": ("zoo", "catboost"),
+    "tabnet": ("tabnet", "torch", "pytorch_tabnet", "safetensors"),
+}
 
 def settings(
     config: Path | None = None,  # a TOML file; the package's own by default
@@ -73,7 +77,8 @@ def zoo(
 
 def _check_packages(models: Iterable[Model]) -> None:
     "Is everything there that these models will import?"
-    wanted = [PACKAGES[m.kind] for m in models if m.kind in PACKAGES] + [("imblearn", "zoo") for m in models if getattr(m, "oversample", False)]
-    for package, name in wanted:
-        if find_spec(package) is None:
-            extra(package, name)  # says what to install
+    for model in models:
+        name, *packages = PACKAGES.get(model.kind, ("zoo", "imblearn") if getattr(model, "oversample", False) else ("",))
+        for package in packages:
+            if find_spec(package) is None:
+                extra(package, name)  # says what to install
