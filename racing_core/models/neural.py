@@ -173,19 +173,19 @@ class TabNet(Network):
 
     kind = "tabnet"
     explains = False
-    weights: tuple[float, ...] = (1.0,)  # of the stages: the winner alone is the listwise softmax
-    powers: tuple[float, ...] = (1.0,)  # on the offset in each stage
+    weights: tuple[float, ...] = (1.0, 0.6, 0.4)  # of the stages; (1.0,) is the softmax of the winner alone
+    powers: tuple[float, ...] = (1.0, 1.0, 1.0)  # on the offset in each stage
     steps: int = 8
     width: int = 64  # of decision and attention
     gamma: float = 1.3  # how freely a column may be used again
     sparse: float = 1e-3  # price of masks that are spread out
-    learning_rate: float = 0.01
-    decay: float = 1e-4
-    batch: int = 128  # races
+    learning_rate: float = 0.02
+    decay: float = 0.05
+    batch: int = 32  # races
     virtual_batch: int = 2048  # rows that are normalised together
     momentum: float = 0.1  # of the running normalisation
-    epochs: int = 12  # at most
-    patience: int = 3  # epochs without gain before it stops
+    epochs: int = 10  # at most
+    patience: int = 5  # epochs without gain before it stops
     holdout: float = 0.1  # share of the races, the latest, that decide when to stop
     seed: int = 0
 
@@ -223,7 +223,7 @@ class PlackettLuceNet(Network):
     dropout: float = 0.5
     weights: tuple[float, ...] = (1.0, 0.6, 0.4)  # of the stages: first, second, third place
     powers: tuple[float, ...] = (1.0, 1.0, 1.0)  # on the offset in each stage
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     decay: float = 0.01
     batch: int = 32  # races
     epochs: int = 5
