@@ -21,7 +21,7 @@ setup(
     license=meta["license"],
     python_requires=f">={meta['min_python']},<3.12",
     packages=find_packages(include=["racing_core", "racing_core.*"]),
-    package_data={"racing_core": ["data/*.toml", "data/*.csv"]},
+    package_data={"racing_core": ["*.toml", "data/*.toml", "data/*.csv"]},
     install_requires=meta["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": meta["console_scripts"].split("\n"), "nbdev": [f"{meta['lib_path']}={meta['lib_path']}._modidx:d"]},

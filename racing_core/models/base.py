@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import ClassVar, Self
 
 import numpy as np
@@ -20,7 +23,7 @@ from ..features.matrix import Matrix
 from ..odds import race_sum
 
 # %% auto #0
-__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'params', 'save_model', 'load_model', 'check_repeatable',
+__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'extra', 'params', 'save_model', 'load_model', 'check_repeatable',
            'check_row_order', 'check_column_order', 'check_save_load', 'check_one_race', 'check_one_runner',
            'check_missing', 'check_contributions', 'check_offset']
 
@@ -63,6 +66,8 @@ class Model:
 
     kind: ClassVar[str]  # name in files and reports
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
+    explains: ClassVar[bool] = True  # are there contributions that add up to its score? a model with attention alone has none
+    takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
@@ -75,28 +80,57 @@ class Model:
         offset: np.ndarray | None = None,  # (n,) utility that is given, such as the market's; the model learns what it lacks
     ) -> Self:
         "Learn; refuses a matrix without a single decided race."
+        if offset is not None and not self.takes_offset:
+            raise BadInput("this model cannot start from a given utility", got="an offset", expected="none", where=f"fit of {self.kind}")
         offset = np.zeros(len(X)) if offset is None else offset
         decided = race_sum(y.win, X.race) > 0
         if not decided.any():
             raise BadInput("no race with a winner to learn from", got=f"{len(X)} rows", expected="at least one decided race", where=f"fit of {self.kind}")
-        self.columns = tuple(sorted(X.columns))
+        self.columns = tuple(sorted(self._reads(X.columns)))
         X, y, offset = X.pick(self.columns).rows(decided), y.rows(decided), offset[decided]
         order = np.lexsort((*X.values.T, X.race))
-        Z = relative(X)[order]
+        Z = self._view(X)[order]
         self._fit(Z, y.rows(order), X.race[order], offset[order])
         return self
 
     def score(self, X: Matrix) -> np.ndarray:  # (n,) utility, higher is better, without the offset
         "Utility of each runner."
-        return self._score(relative(X.pick(self.columns)))
+        return self._score(self._view(X.pick(self.columns)))
 
     def contributions(self, X: Matrix) -> np.ndarray:  # (n, columns of X) parts that add up to the score, but for a constant
         "How much each column moved each runner, in the columns' order in X."
-        parts = self._contributions(relative(X.pick(self.columns)))
+        if not self.explains:
+            raise BadInput("this model has no contributions that add up", got=self.kind, expected="a model that explains itself")
+        parts = self._contributions(self._view(X.pick(self.columns)))
         place = {c: j for j, c in enumerate(self.columns)}
         return np.stack([parts[:, place[c]] if c in place else np.zeros(len(X)) for c in X.columns], axis=1)
 
+    def _reads(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        "Which of the matrix's columns it wants."
+        return columns
+
+    def _view(self, X: Matrix) -> np.ndarray:
+        "What it sees of them, a row per runner."
+        return relative(X)
+
 # %% ../../nbs/30_models.base.ipynb #cell011
+def extra(
+    package: str,  # module to import
+    name: str,  # the extra of racing-core that brings it
+) -> ModuleType:
+    "A package that not everybody has, or word of how to get it."
+    try:
+        return import_module(package)
+    except ImportError as e:
+        raise BadInput(f"{package} is not installed", do=f'pip install "racing-core[{name}]"') from e
+
+def _known(kind: str) -> bool:
+    "Is there such a kind? The rooms of the models are looked through before no is said."
+    if kind not in KINDS:
+        for room in iter_modules(import_module("racing_core.models").__path__):
+            import_module(f"racing_core.models.{room.name}")
+    return kind in KINDS
+
 def params(model: Model) -> dict:
     "The constructor's arguments."
     return {f.name: getattr(model, f.name) for f in fields(model)}
@@ -115,9 +149,9 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if state["kind"] not in KINDS:
+    if not _known(state["kind"]):
         raise BadInput("unknown kind of model", got=state["kind"], expected=" or ".join(KINDS), where=str(folder))
-    model = KINDS[state["kind"]](**state["params"])
+    model = KINDS[state["kind"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()})
     model.columns = tuple(state["columns"])
     model._load(state["state"], folder)
     return model
@@ -127,6 +161,13 @@ def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, 
     "Runners of each race in another order; also the order that was used."
     order = np.lexsort((np.random.default_rng(seed).random(len(X)), X.race))
     return Matrix(X.values[order], X.columns, X.race), y.rows(order), order
+
+def _refused(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except BadInput:
+        return
+    raise AssertionError("what the model cannot do was not refused")
 
 def check_repeatable(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "The same parameters and data give the same scores."
@@ -141,7 +182,8 @@ def check_column_order(make: Callable[[], Model], X: Matrix, y: Outcomes) -> Non
     "The order of columns reaches neither fit nor score nor explanation."
     R = X.pick(X.columns[::-1])
     a, b = make().fit(X, y), make().fit(R, y)
-    assert np.array_equal(a.score(X), b.score(R)) and np.array_equal(a.contributions(X), b.contributions(R)[:, ::-1])
+    assert np.array_equal(a.score(X), b.score(R))
+    assert not a.explains or np.array_equal(a.contributions(X), b.contributions(R)[:, ::-1])
 
 def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "A model that was saved and loaded scores as before."
@@ -172,14 +214,18 @@ def check_missing(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     assert np.isfinite(make().fit(holes, y).score(holes)).all()
 
 def check_contributions(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
-    "Contributions add up to the score but for one constant."
+    "Contributions add up to the score but for one constant; a model without them says so."
     model = make().fit(X, y)
+    if not model.explains:
+        return _refused(lambda: model.contributions(X))
     rest = model.score(X) - model.contributions(X).sum(axis=1)
     assert np.ptp(rest) < 1e-6
 
 def check_offset(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
-    "Given a utility that knows the finishing order, little is left to learn."
+    "Given a utility that knows the finishing order, little is left to learn; a model that cannot be given one says so."
     order = -10 * np.nan_to_num(y.position, nan=99)
+    if not make().takes_offset:
+        return _refused(lambda: make().fit(X, y, offset=order))
     alone, told = make().fit(X, y).score(X), make().fit(X, y, offset=order).score(X)
     assert told.std() < 0.5 * alone.std()
 
