@@ -27,7 +27,7 @@ from .metrics import brier, delta_r2, summary, tripwires, uniform, uniform_loglo
 from .models.base import Outcomes
 from .odds import has_market, implied, overround
 from .pipeline import Pipeline, save_pipeline
-from .success import SIZES, band, by_odds, sharpe, slices, success
+from .success import SIZES, band, by_odds, ground, sharpe, slices, success
 
 # %% auto #0
 __all__ = ['Progress', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
@@ -183,11 +183,11 @@ def _asked(p: pl.DataFrame, boards: dict, money: dict, operation: dict) -> dict:
     "The specification's targets, and the gain slice by slice."
     race, (win, position, day, odds) = st.race_codes(p), (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
     named = dict(model=boards["combined"], market=boards["market"], oracle=boards.get("oracle"), uniform=summary(uniform(race), win, position, race, day))
-    labels = {by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy() for by in ("jurisdiction", "going", "surface", "race_type")}
+    labels = {by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy() for by in ("jurisdiction", "surface", "race_type")}
     mine, theirs = p["combined"].to_numpy(), p["market"].to_numpy()
-    races, hidden = slices(mine, theirs, win, race, day, labels | {"field size": band(p["n_starters"].to_numpy(), SIZES)})
+    races, hidden = slices(mine, theirs, win, race, day, labels | {"going": ground(p["going"]), "field size": band(p["n_starters"].to_numpy(), SIZES)})
     bands, few = by_odds(mine, theirs, win, odds, day)
-    return dict(targets=success(named, brier(0 * win, win), money, operation), slices=dict(races=races, hidden=hidden, odds=bands, odds_hidden=few))
+    return dict(targets=success(named, brier(0 * win, win), money, operation), slices=dict(total=int(race[-1]) + 1, races=races, hidden=hidden, odds=bands, odds_hidden=few))
 
 def _attained(boards: dict) -> dict:
     "Shares of what perfect knowledge would reach; known in the simulator only."

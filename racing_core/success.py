@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 
 from .betting.backtest import OPTIMISTIC
-from .metrics import bootstrap_ratio, brier, by_race, delta_r2, field_size, mcfadden_r2
-from .odds import implied
+from .metrics import bootstrap_ratio, by_race, delta_r2, mcfadden_r2
 from .reports import table
+from .schema import WETNESS
 
 # %% auto #0
-__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'ODDS', 'Target', 'sharpe', 'of_board', 'of_bets', 'success', 'band',
-           'slices', 'by_odds', 'targets_page', 'slices_page']
+__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'WET', 'ODDS', 'Target', 'sharpe', 'of_board', 'of_bets', 'success',
+           'band', 'ground', 'slices', 'by_odds', 'targets_page', 'slices_page']
 
 # %% ../nbs/61a_success.ipynb #cell005
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Target:
     wanted: float  # the bound
     at_most: bool  # is less better?
     means: str  # definition: gain, relevance, bins, unit
+    title: str = ""  # its name for people
     form: str = ".3f"  # how its figures are written
 
     def meets(self, value: float | None) -> bool:
@@ -38,18 +39,18 @@ class Target:
 
 _NDCG = "linear gain: relevance = starters beaten or level (n − position), 0 if not finished; mean over races, ties in expectation"
 TARGETS = (
-    Target("ndcg@1", 0.975, False, f"NDCG of the runner ranked first; {_NDCG}"),
-    Target("ndcg@4", 0.98, False, f"NDCG of the first four ranks; {_NDCG}"),
-    Target("ndcg@10", 0.97, False, f"NDCG of the first ten ranks; {_NDCG}"),
-    Target("ece", 0.05, True, "calibration error of the win probability over ten bins of equal count"),
-    Target("brier", 0.15, True, "mean of (probability − win)² over starters; zero throughout scores the base rate", ".4f"),
-    Target("top1", 0.89, False, "share of races won by the runner ranked first, ties in expectation", ".1%"),
-    Target("roi", 0.25, False, "profit / turnover of the bets that were chosen; nobody who knows nothing is near it", ".1%"),
-    Target("sharpe", 1.5, False, "mean / standard deviation of the return by race day, times √(race days in a year), no riskless rate", ".2f"),
-    Target("drawdown", 0.15, True, "deepest fall of the bankroll from its peak; without a bet it is 0", ".1%"),
-    Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", ".0f"),
-    Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", ".1f"),
-    Target("training_min", 60, True, "the whole walk: features, training and prediction of every window, minutes; says nothing of skill", ".1f"),
+    Target("ndcg@1", 0.975, False, f"the runner ranked first; {_NDCG}", "NDCG@1"),
+    Target("ndcg@4", 0.98, False, "the same over the first four ranks", "NDCG@4"),
+    Target("ndcg@10", 0.97, False, "the same over the first ten ranks", "NDCG@10"),
+    Target("ece", 0.05, True, "calibration error of the win probability over ten bins of equal count", "ECE"),
+    Target("brier", 0.15, True, "mean of (probability − win)² over starters; zero throughout scores the base rate", "Brier", ".4f"),
+    Target("top1", 0.89, False, "share of races won by the runner ranked first, ties in expectation", "top-1", ".1%"),
+    Target("roi", 0.25, False, "profit / turnover of the bets that were chosen; nobody who knows nothing is near it", "return", ".1%"),
+    Target("sharpe", 1.5, False, "mean / standard deviation of the return by race day, times √(race days in a year), no riskless rate", "Sharpe ratio", ".2f"),
+    Target("drawdown", 0.15, True, "deepest fall of the bankroll from its peak; without a bet it is 0", "drawdown", ".1%"),
+    Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", "latency", ".0f"),
+    Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", "model size", ".1f"),
+    Target("training_min", 60, True, "the whole walk: features, training and prediction of every window, minutes; says nothing of skill", "training time", ".1f"),
 )  # fmt: skip
 STATES = ("met", "not met", "vacuous", "no figure")
 
@@ -128,6 +129,7 @@ def success(
 # %% ../nbs/61a_success.ipynb #cell014
 LEAST = 100  # races of a slice that is shown
 SIZES = ((0, "up to 8"), (9, "9 to 11"), (12, "12 to 13"), (14, "14 and more"))  # starters from
+WET = ((0, "firm or fast"), (3, "good or standard"), (4, "yielding"), (6, "soft or muddy"))  # wetness from
 ODDS = ((1.0, "below 2"), (2.0, "2 to 4"), (4.0, "4 to 8"), (8.0, "8 to 16"), (16.0, "16 to 32"), (32.0, "32 and more"))  # decimal odds from
 
 def band(
@@ -136,6 +138,13 @@ def band(
 ) -> np.ndarray:  # (n,) names
     "The band that each value lies in."
     return np.array([name for _, name in bands])[np.searchsorted([low for low, _ in bands], x, side="right") - 1]
+
+def ground(
+    going: pl.Series,  # (n,) official going
+) -> np.ndarray:  # (n,) one of four bands, "" where unknown
+    "The many words for the going, as four."
+    wet = going.cast(pl.String).replace_strict(WETNESS, default=None, return_dtype=pl.Float64).to_numpy()
+    return np.where(np.isnan(wet), "", band(np.nan_to_num(wet), WET))
 
 def slices(
     p: np.ndarray,  # (n,) win probability of the model
@@ -184,32 +193,36 @@ def by_odds(
 def _signed(x: float, form: str = ".4f") -> str:
     return f"{x:+{form}}".replace("-", "−")
 
+def _words(name: str) -> str:
+    return escape(name.replace("_", " "))
+
 def targets_page(
     rows: list[dict],  # from `success`
 ) -> str:  # HTML
     "What was asked for, what came out, and what that is worth."
-    forms, lines = {t.name: t.form for t in TARGETS}, []
+    known, lines = {t.name: t for t in TARGETS}, []
     for r in rows:
-        form, sign = forms[r["name"]], "below" if r["at_most"] else "above"
+        form, sign = known[r["name"]].form, "below" if r["at_most"] else "above"
         shown = ["–" if r[k] is None else f"{r[k]:{form}}".replace("-", "−") for k in ("model", "market", "uniform", "oracle")]
         css = {"met": "good-text", "not met": "bad-text"}.get(r["state"], "note")
         state = f'<span class="{css}">{r["state"]}</span>' + (f"<small>{escape(r['why'])}</small>" if r["why"] else "")
-        lines.append([f"{r['name']}<small>{escape(r['means'])}</small>", f"{sign} {r['wanted']:{form}}", *shown, state])
+        lines.append([f"{known[r['name']].title}<small>{escape(r['means'])}</small>", f"{sign} {r['wanted']:{form}}", *shown, state])
     kept = [0, 1, 2, 3, 4, *([5] if any(r["oracle"] is not None for r in rows) else []), 6]
     head = ["", "wanted", "market and models", "market", "uniform", "oracle", "verdict"]
     return table([head[i] for i in kept], [[line[i] for i in kept] for line in lines], text=(0, len(kept) - 1))
 
 def slices_page(
-    found: Mapping,  # of a backtest: races and hidden from `slices`, odds from `by_odds`
+    found: Mapping,  # of a backtest: total races, races and hidden from `slices`, odds from `by_odds`
 ) -> str:  # HTML
     "Both tables and what they leave out."
-    rows, classes = [], []
-    for r in found["races"]:
+    rows, classes, whole = [], [], [r for r in found["races"] if r["races"] == found["total"]]
+    for r in (r for r in found["races"] if r not in whole):
         (low, high) = r["delta_r2_ci"]
-        rows.append([f"{escape(r['part'].replace('_', ' '))}<small>{r['by']}</small>", f"{r['races']:,}", f"{r['r2']:.4f}", f"{r['market']:.4f}", f"{_signed(r['delta_r2'])}<small>{_signed(low)} to {_signed(high)}</small>"])
+        rows.append([f"{_words(r['part'])}<small>{r['by']}</small>", f"{r['races']:,}", f"{r['r2']:.4f}", f"{r['market']:.4f}", f"{_signed(r['delta_r2'])}<small>{_signed(low)} to {_signed(high)}</small>"])
         classes.append("bad" if high < 0 else "head" if low > 0 else "")
     left = "; ".join(f"{by}: {h['parts']} with {h['races']:,} races" for by, h in found["hidden"].items() if h["parts"]) or "none"
-    said = f'<p class="note">Left out for having fewer than {LEAST} races: {left}. Of twenty intervals one misses zero by luck.</p>'
+    alone = f" All races are of one {' and one '.join(r['by'] for r in whole)}: {', '.join(_words(r['part']) for r in whole)}." if whole else ""
+    said = f'<p class="note">Left out for having fewer than {LEAST} races: {left}. Of twenty intervals one misses zero by luck.{alone}</p>'
     bands = [[r["part"], f"{r['starters']:,}", f"{r['won']:,.1f}", *(f"{r[k]:,.1f}<small>{r[f'{w}ratio']:.3f}, {r[f'{w}ratio_ci'][0]:.2f} to {r[f'{w}ratio_ci'][1]:.2f}</small>" for k, w in (("expected", ""), ("market", "market_")))] for r in found["odds"]]
-    beside = table(["odds", "starters", "won", "expected by market and models<br>won / expected", "by the market<br>won / expected"], bands)
-    return table(["slice", "races", "R²", "market", "ΔR²"], rows, classes) + said + beside
+    beside = table(["odds", "starters", "won", "expected by market and models<br>won / expected", "by the recalibrated market<br>won / expected"], bands)
+    return (table(["slice", "races", "R²", "market", "ΔR²"], rows, classes) if rows else "") + said + beside

@@ -104,16 +104,21 @@ def like_the_price(
     columns: list[str] | None = None,  # features to compare; all registered ones by default
 ) -> pl.DataFrame:  # feature, correlation; the most alike first
     "|correlation| of ranks within the race with those of the closing odds (Spearman 1904), over the runners that have both."
-    known = [c for c in (names() if columns is None else columns) if c in frame.columns]
-    ranks = pl.concat([frame.select("race_id", *known), starts.select("odds")], how="horizontal")
-    centred = lambda c: c.rank().over("race_id") - c.rank().over("race_id").mean().over("race_id")
+    columns, race = names() if columns is None else columns, st.race_codes(starts)
+    ranks = pl.concat([frame.select(pl.col(columns).fill_nan(None)), starts.select("odds", "race_id")], how="horizontal").select(pl.exclude("race_id").rank().over("race_id"))
+    price = ranks["odds"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     rows = []
-    for name in known:
-        both = pl.col(name).fill_nan(None).is_not_null() & pl.col("odds").fill_nan(None).is_not_null()
-        pair = ranks.filter(both).select(x=centred(pl.col(name)), y=centred(pl.col("odds")))
-        r = pair.select(pl.corr("x", "y")).item() if len(pair) >= ENOUGH else None
-        rows.append(dict(feature=name, correlation=abs(r) if r is not None and np.isfinite(r) else 0.0))
+    for name in columns:
+        x = ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        both = ~np.isnan(x + price)
+        u, v = (_centred(x[both], race[both]) for x in (x, price))
+        size = np.sqrt((u @ u) * (v @ v))
+        rows.append(dict(feature=name, correlation=float(abs(u @ v) / size) if both.sum() >= ENOUGH and size else 0.0))
     return pl.DataFrame(rows, schema={"feature": pl.String, "correlation": pl.Float64}).sort("correlation", descending=True)
+
+def _centred(x: np.ndarray, race: np.ndarray) -> np.ndarray:
+    "Less the mean of the race."
+    return x - (np.bincount(race, x) / np.maximum(np.bincount(race), 1))[race]
 
 def alarms(
     frame: pl.DataFrame,  # features
