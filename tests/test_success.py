@@ -77,7 +77,8 @@ def test_a_return_that_proves_nothing_is_vacuous(more, why):
 figure = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=False, width=32))
 
 
-a_board = st.fixed_dictionaries({}, optional=dict(ece=figure, brier=figure, top1=figure, ndcg=st.dictionaries(st.sampled_from(["linear@1", "linear@4"]), figure)))
+ndcg = st.dictionaries(st.sampled_from(["linear@1", "linear@4"]), figure)
+a_board = st.fixed_dictionaries({}, optional=dict(ece=figure, brier=figure, top1=figure, ndcg=ndcg))
 interval = st.one_of(st.none(), st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
 some_bets = st.fixed_dictionaries({}, optional=dict(bets=st.integers(0, 200), roi=figure, roi_ci=interval, sharpe=figure, max_drawdown=figure))
 use = st.dictionaries(st.sampled_from(["latency_ms", "size_mb"]), figure)
