@@ -61,17 +61,20 @@ class _Bar:
     "Cells done and what is told in them, as one share; cells tagged `long` count for thirty."
 
     def __init__(self, nb: Any, progress: Progress):
-        weights = np.array([30.0 if "long" in c.metadata.get("tags", []) else 1.0 for c in nb.cells])
-        self.share, self.ends, self.progress, self.cell = weights / weights.sum(), np.cumsum(weights) / weights.sum(), progress, 0
+        self.weights = np.array([30 if "long" in c.metadata.get("tags", []) else 1 for c in nb.cells])
+        self.begins, self.progress, self.cell = np.cumsum(self.weights) - self.weights, progress, 0
+
+    def say(self, step: str, done: float) -> None:
+        self.progress(step, float((self.begins[self.cell] + done * self.weights[self.cell]) / self.weights.sum()))
 
     def start(self, cell: Any, cell_index: int, **_: Any) -> None:
         self.cell = cell_index
-        self.progress("report", float(self.ends[cell_index] - self.share[cell_index]))
+        self.say("report", 0.0)
 
     def write(self, text: str) -> None:
         for line in text.splitlines():
             if told := _TOLD.match(line):
-                self.progress(told[1], float(self.ends[self.cell] - self.share[self.cell] * (1 - int(told[2]) / 100)))
+                self.say(told[1], int(told[2]) / 100)
 
     def flush(self) -> None: ...
 
