@@ -78,13 +78,14 @@ def ablate(
     test_to: date | None = None,  # last day; the last there is by default
     make: Callable[[], Pipeline] = quick,  # an untrained pipeline
     progress: Progress = lambda step, done: None,
+    frame: pl.DataFrame | None = None,  # features of `starts`, row by row; built here by default
 ) -> pl.DataFrame:  # a row per set: set, features, races; r2 of fundamental, its change against all, gain of combined over market; each with _low, _high
     "Walk forward once for each set of families."
     windows = split(starts["date"].to_numpy(), test_from, test_to)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
     walk = _sides(windows, st.winners(starts), odds, st.race_codes(starts), dates)
     progress("features", 0.0)
-    X, y, found = matrix(build(starts)), Outcomes.of(starts), {}
+    X, y, found = matrix(build(starts) if frame is None else frame), Outcomes.of(starts), {}
     for i, (name, families) in enumerate(sets().items()):
         progress(name, (i + 1) / (len(sets()) + 1))
         found[name] = _foreseen(X.pick(columns(families)), y, odds, walk, make)

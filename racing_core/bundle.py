@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from .errors import BadInput, Tampered
 from .features.matrix import History, names
+from .features.student import Student
 from .pipeline import Pipeline, load_pipeline, save_pipeline
 
 # %% auto #0
@@ -51,6 +52,8 @@ def write(
     now: datetime,  # time of writing
     data_fingerprint: str = "",  # identifies the stored data
     metrics: dict | None = None,  # figures with their intervals
+    student: Student | None = None,  # answers for a language model where there is no network
+    scores: dict | None = None,  # whose semantic scores it was trained on: what `opinions.account` said
 ) -> dict:  # the manifest
     "Write a bundle; its version is its date and the head of its content's hash."
     folder = Path(folder)
@@ -58,13 +61,15 @@ def write(
     try:
         save_pipeline(pipeline, draft / "pipeline")
         history.latest().save(draft / "history")
+        if student:
+            student.save(draft / "student.json")
         files = _files(draft)
         content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         manifest = dict(
             schema_version=SCHEMA_VERSION, name=name, version=f"{trained_until:%Y%m%d}-{content[:10]}", source=source,
             trained_from=trained_from.isoformat(), trained_until=trained_until.isoformat(), written=now.isoformat(timespec="seconds"),
             features=list(pipeline.columns), feature_hash=feature_hash(pipeline.columns), data_fingerprint=data_fingerprint,
-            metrics=metrics or {}, libraries={lib: installed(lib) for lib in _LIBRARIES}, files=files,
+            metrics=metrics or {}, scores=scores or {}, libraries={lib: installed(lib) for lib in _LIBRARIES}, files=files,
         )  # fmt: skip
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
         swap(draft, folder)
@@ -89,6 +94,7 @@ class Bundle:
     pipeline: Pipeline
     history: History
     manifest: dict
+    student: Student | None = None  # where one was carried
 
 def manifest_of(
     folder: Path,
@@ -119,4 +125,5 @@ def read(
         raise BadInput("bundle of another format", got=manifest.get("schema_version"), expected=SCHEMA_VERSION, where=str(folder), do="train a new one")
     if unknown := sorted(set(manifest["features"]) - set(names())):
         raise BadInput("bundle with features that are no longer made", got=unknown, expected="registered features", where=str(folder), do="train a new one")
-    return Bundle(load_pipeline(folder / "pipeline"), History.load(folder / "history"), manifest)
+    student = Student.load(folder / "student.json") if "student.json" in manifest["files"] else None
+    return Bundle(load_pipeline(folder / "pipeline"), History.load(folder / "history"), manifest, student)

@@ -52,9 +52,14 @@ def _years_on(day: date, years: int) -> date:
     except ValueError:
         return day.replace(year=day.year + years, day=28)
 
+def _tune_from(days: np.ndarray, test_from: date) -> date:
+    "A year before the test; in a past of less than two years its last third, so that more is left to train on."
+    past = test_from - days.min().item()
+    return _years_on(test_from, -1) if past >= timedelta(730) else test_from - max(past / 3, timedelta(1))
+
 def _window(days: np.ndarray, test_from: date, test_to: date) -> Window:
     "The masks of one test window of at most a year."
-    tune_from = _years_on(test_from, -1)
+    tune_from = _tune_from(days, test_from)
     start, tune, stop = (np.datetime64(d) for d in (test_from, tune_from, test_to))
     return Window(days < tune, (days >= tune) & (days < start), (days >= start) & (days <= stop), tune_from, test_from, test_to)
 
@@ -63,7 +68,7 @@ def split(
     test_from: date,  # first day of the test window
     test_to: date | None = None,  # last day of the test window; the last day there is by default
 ) -> list[Window]:  # one per year of the test window that has races
-    "Walk the test window yearly: twelve months tune, everything earlier trains."
+    "Walk the test window yearly: twelve months tune (of a past under two years its last third), everything earlier trains."
     days = _days(dates)
     first, last = days.min().item(), days.max().item()
     test_to = min(test_to or last, last)
@@ -75,7 +80,7 @@ def split(
         raise BadInput("no race in the test window", got=f"{test_from} to {test_to}", expected="days with races", where=there, do="choose other test dates")
     for part in ("train", "tune"):
         if empty := [w for w in steps if not getattr(w, part).any()]:
-            do = "test later: a year before the test window tunes and at least one race day before that must train"
+            do = "test later: there must be races to train on and later ones to tune on before the test window"
             raise BadInput(f"nothing to {part} on", got=str(empty[0]), expected=f"races in the {part} part", where=there, do=do)
     return steps
 

@@ -151,12 +151,13 @@ def report(
     out: Path | None = None,  # folder of the report; one in the home by default
     override: str = "",  # tripwires that may not stop the run
     progress: Progress = silent,
+    more: dict | None = None,  # further parameters of the notebook: families, scores, anonymise
 ) -> dict:  # what was found, with the folder and the page of the report
     "Run the backtest notebook."
     known_source(home, source)
     out = out or home.runs / f"{source}-{test_from}-{test_to or 'end'}"
     notebook = Path(racing_core.__file__).parent.parent / "reports" / "10_backtest.ipynb"
-    asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override)
+    asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override) | (more or {})
     page = execute(notebook, out, asked, progress)
     return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page))
 

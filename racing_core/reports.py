@@ -306,8 +306,10 @@ def headline(
     tiles += [(what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}") for k, what in (("combined", "market and models"), ("market_recalibrated", "the market, recalibrated"), ("fundamental", "the models without a price"))]
     shown = "".join(f'<div class="tile"><span>{what}</span><b>{value}</b><span>{more}</span></div>' for what, value, more in tiles)
     when = f"{f['test_from']} to {f['test_to']} · {looks}"
+    whose = f.get("scores", {"label": ""})["label"]
+    scores = f'<p class="when{" bad-text" if "CONTAMINATED" in whose else ""}">{escape(whose)}</p>' if whose else ""
     of = "a simulated world" if source == "simulated" else source
-    return f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p><p class="lead">{lead}</p><div class="tiles">{shown}</div>'
+    return f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p>{scores}<p class="lead">{lead}</p><div class="tiles">{shown}</div>'
 
 # %% ../nbs/61_reports.ipynb #cell025
 ABOUT = {

@@ -17,7 +17,8 @@ from .config import Home
 from .data.store import Store
 from .errors import BadInput
 from .experiments import warm
-from .features.matrix import History, compute, matrix
+from .features.matrix import History, matrix
+from .opinions import Opinions, account, matrix_of, school
 from .folds import split
 from .metrics import delta_r2, summary
 from .models.base import Outcomes
@@ -41,6 +42,8 @@ def train(
     until: date | None = None,  # last day that may be known; the last stored day by default
     progress: Callable[[str], None] = lambda step: None,
     make: Callable[[], Pipeline] = Pipeline,  # an untrained pipeline
+    mind: str = "fallback",  # whose semantic scores: fallback or model
+    opinions: Opinions | None = None,  # a model's
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle."
     store = Store(home, source)
@@ -50,7 +53,8 @@ def train(
     last = starts["date"].max()
     progress("features")
     history = History.learn(starts)
-    X, y = matrix(compute(starts, history)), Outcomes.of(starts)
+    frame = matrix_of(starts, history, mind, opinions)
+    X, y = matrix(frame), Outcomes.of(starts)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
     window = split(np.append(dates, np.datetime64(last + timedelta(1))), last + timedelta(1))[0]
     decided = np.bincount(X.race, y.win)[X.race] > 0
@@ -58,6 +62,10 @@ def train(
     pipeline = make().fit(X, y, odds, train_on, tune_on, progress)
     seen = tune_on & has_market(odds, X.race)[X.race] if pipeline.residual else tune_on
     metrics = {"tuning_window": _tuning_figures(pipeline, X.rows(seen), y.rows(seen), odds[seen], dates[seen])}
+    progress("student")
+    year = starts["date"] > last - timedelta(365)
+    student, likeness = school(starts.filter(year), frame.filter(year), opinions if mind == "model" else None)
+    metrics["student_likeness"] = likeness
     progress("bundle")
     facts = dict(name=f"{source} pipeline", source=source, trained_from=starts["date"].min(), trained_until=last, now=now)
-    return write(Path(out), pipeline, history, **facts, data_fingerprint=store.fingerprint, metrics=metrics)
+    return write(Path(out), pipeline, history, **facts, data_fingerprint=store.fingerprint, metrics=metrics, student=student, scores=account(frame, opinions))

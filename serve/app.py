@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import litserve
@@ -15,7 +16,10 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from racing_core.bundle import manifest_of, read
+from racing_core.config import Home
+from racing_core.config import home as home_of
 from racing_core.errors import RacingError
+from racing_core.opinions import Opinions
 from racing_core.serving.contract import EXAMPLE, Card, Health, Prediction
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
@@ -57,12 +61,12 @@ class Server(litserve.LitServer):
 class PredictAPI(litserve.LitAPI):
     "A card in, a prediction out. Cards are validated before they are queued."
 
-    def __init__(self, bundle_folder: Path | None):
+    def __init__(self, bundle_folder: Path | None, home: Home):
         super().__init__(api_path=PREDICT)
-        self.bundle_folder = bundle_folder
+        self.bundle_folder, self.home = bundle_folder, home
 
     def setup(self, device: str) -> None:
-        self.predictor = None if self.bundle_folder is None else Predictor(read(self.bundle_folder))
+        self.predictor = None if self.bundle_folder is None else Predictor(read(self.bundle_folder), Opinions.of(self.home))
         if self.predictor:
             self.predictor.predict(Card.model_validate(EXAMPLE))  # so that the first client does not wait for lazy imports
 
@@ -73,7 +77,9 @@ class PredictAPI(litserve.LitAPI):
         if self.predictor is None:
             raise HTTPException(503, NO_MODEL)
         try:
-            return self.predictor.predict(card)
+            answer = self.predictor.predict(card)
+            self.predictor.ask_later(card, datetime.now(UTC))
+            return answer
         except RacingError as e:
             raise HTTPException(422, [_complaint(["body", e.where or "card"], e.message, "refused")]) from e
 
@@ -104,10 +110,11 @@ def _describe(app: FastAPI) -> None:
 def build(
     bundle_folder: Path | None,  # a promoted bundle; None: there is none yet
     workers: int = 1,  # processes that answer
+    home: Home | None = None,  # holds the cache of semantic scores; as the environment says by default
 ) -> litserve.LitServer:
     "The server, not yet running. A tampered bundle is refused here, with the name of the file."
     manifest, started = manifest_of(bundle_folder) if bundle_folder else {}, time.monotonic()
-    server = Server(PredictAPI(bundle_folder), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
+    server = Server(PredictAPI(bundle_folder, home or home_of()), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
     server.stop = Stop()
     server.app.add_exception_handler(RequestValidationError, _bad_card)
 
@@ -126,9 +133,10 @@ def run(
     port: int,
     bundle_folder: str | Path | None,  # a promoted bundle; None: answer 503 until there is one
     workers: int = 1,  # processes that answer
+    home: Home | None = None,  # holds the cache of semantic scores; as the environment says by default
 ) -> None:
     "Serve until SIGINT or SIGTERM; leave no process behind."
-    server = build(Path(bundle_folder) if bundle_folder else None, workers)
+    server = build(Path(bundle_folder) if bundle_folder else None, workers, home)
     signal.signal(signal.SIGTERM, server.stop)
     try:
         server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")

@@ -19,7 +19,7 @@ from racing_core.data.base import Parsed, Quarantine
 from racing_core.data.ingest import ingest
 from racing_core.data.store import Store, sources, write
 from racing_core.errors import BadInput
-from racing_core.schema import PRICES, RACES, RESULTS, RUNNERS, conform
+from racing_core.schema import PRICES, RACES, RESULTS, RUNNERS, WEATHER, conform
 
 
 def season(cards: dict[int, tuple[int, float]]) -> Parsed:
@@ -136,3 +136,12 @@ def test_what_is_not_stored_is_asked_for_by_name(tmp_path):
     with pytest.raises(BadInput, match="not a date"):
         Store(home, "made").starts(since="yesterday")
     assert not Path(home.store / "maid").exists()
+
+
+def test_weather_fetched_later_outlives_another_ingest(tmp_path):
+    store, results = Store(Home(tmp_path, ""), "made"), season({1: (3, 2.5), 400: (2, 3.0)})
+    write(store, results)
+    rain = conform(pl.DataFrame({"race_id": ["made:1", "made:400"], "sky": ["rain", "fine"], "origin": ["weatherapi"] * 2}), WEATHER)
+    write(store, Parsed(results.tables | {"weather": rain}, Quarantine().faults, {}))
+    assert write(store, season({1: (4, 2.5), 400: (2, 3.0)})), "a runner more"
+    assert store.starts().select("race_id", "sky").unique().sort("race_id").rows() == [("made:1", "rain"), ("made:400", "fine")] and len(store.starts()) == 6

@@ -167,7 +167,8 @@ def _merged(store: Store, manifest: dict, parsed: Parsed) -> dict[str, dict[str,
     stored = {y: _load(store.folder, manifest, "races", [y])[0]["race_id"] for y in tables.get("races", {})}
     for year in sorted(set(new) | {y for y, old in stored.items() if old.is_in(ids.implode()).any()}):
         for table in sorted((set(tables) | set(parsed.tables)) - {"quarantine"}):
-            merged = _merge(_load(store.folder, manifest, table, [year]), [new[year][table]] if table in new.get(year, {}) else [], ids)
+            replaced = ids if table in parsed.tables else ids.clear()  # what an adapter does not bring, such as weather fetched later, stays
+            merged = _merge(_load(store.folder, manifest, table, [year]), [new[year][table]] if table in new.get(year, {}) else [], replaced)
             tables.setdefault(table, {}).pop(year, None)
             if merged is not None and len(merged):
                 tables[table][year] = _put(store.folder, table, year, merged)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from . import conditions, connections, form, interaction, semantic, weather  # n
 from .asof import recall, remember
 from .outcomes import outcomes, prepare
 from .ratings import MARKET, PERFORMANCE, joint_ratings
-from .registry import FAMILIES, Feature, features, on_field, on_timeline, timelines
+from .registry import FAMILIES, Feature, Timeline, features, on_field, on_timeline, timelines
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ['History', 'names', 'compute', 'build', 'Matrix', 'matrix']
+__all__ = ['CARD', 'History', 'names', 'compute', 'build', 'Matrix', 'matrix']
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
 @dataclass(frozen=True)
@@ -46,8 +47,20 @@ class History:
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."
-        field = prepare(runners)
-        return History({t.name: self.tables[t.name].join(field.select(t.by).unique(), on=t.by, how="semi", maintain_order="left") for t in timelines()})
+        return History({t.name: self.tables[t.name][self._rows_of(t, runners)] for t in timelines()})
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[str, dict]]:
+        "For each timeline, its key of most values and the rows of each: a card's few entities are found without reading the others."
+        keys = {t.name: max(t.by, key=self.tables[t.name].n_unique) for t in timelines()}
+        grouped = {name: self.tables[name].with_row_index("_row").group_by(key).agg("_row") for name, key in keys.items()}
+        return {name: (keys[name], dict(zip(g.to_series(0), g["_row"], strict=True))) for name, g in grouped.items()}
+
+    def _rows_of(self, timeline: Timeline, runners: pl.DataFrame) -> pl.Series:
+        "Row numbers of what these runners meet, in the order of the table."
+        key, index = self._index[timeline.name]
+        found = [index[k] for k in runners[key].unique() if k in index]
+        return pl.concat(found).sort() if found else pl.Series([], dtype=pl.UInt32)
 
     def save(self, folder: Path) -> None:
         "One Parquet file for each timeline."
@@ -61,6 +74,8 @@ class History:
         return cls({t.name: pl.read_parquet(folder / f"{t.name.replace(' ', '_')}.parquet") for t in timelines()})
 
 # %% ../../nbs/29_features.matrix.ipynb #cell007
+CARD = 100  # so few runners are looked up one by one
+
 def names() -> list[str]:
     "Columns of the matrix, family by family."
     return [f.name for family in FAMILIES for f in features(family)]
@@ -90,10 +105,11 @@ def compute(
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
     "Every registered feature of every runner."
     field = prepare(runners)
+    history = history.touching(field) if len(field) <= CARD else history
     for timeline in timelines():
         field = recall(field, timeline, history.tables[timeline.name])
     for step in _steps():
-        field = field.with_columns(f.fn().alias(f.name) for f in step)
+        field = field.with_columns(f.expr for f in step)
     frame = field.select("race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None))
     _warn_of_absent(frame)
     return frame

@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'Timeline', 'Feature', 'feature', 'memory', 'features', '
 # %% ../../nbs/20_features.registry.ipynb #cell002
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import getdoc
 
 import polars as pl
@@ -38,6 +39,11 @@ class Feature:
     after: Timeline | None  # the timeline it lives on; None when made from today's field
     formula: str  # its docstring
     fn: Callable[[], pl.Expr]
+
+    @cached_property
+    def expr(self) -> pl.Expr:
+        "What computes it; made once, because making 120 costs a card some milliseconds."
+        return self.fn().alias(self.name)
 
     def as_dict(self) -> dict:
         "What a program needs to know of it."

@@ -19,15 +19,15 @@ from ..llm import Score, Settings, Subject, era, hide
 
 # %% auto #0
 __all__ = ['LEXICON', 'TROUBLE', 'EFFORT', 'UNWELL', 'MIN_PAIRS', 'RIDGE', 'PRICE_SLOPE', 'NO_COMMENTS', 'REPLACED', 'FACTS',
-           'terms', 'learn_weights', 'remarks', 'grok4_jockey_form_score', 'grok4_jockey_form_trend', 'jockey_judged',
-           'jockey_last_day', 'grok4_jockey_form_confidence', 'grok4_trainer_momentum', 'grok4_trainer_momentum_trend',
-           'trainer_judged', 'trainer_last_day', 'grok4_trainer_momentum_confidence', 'effort_last', 'unwell_last',
-           'horse_described', 'grok4_horse_fitness_assessment', 'grok4_horse_fitness_trend',
-           'grok4_horse_fitness_confidence', 'comment_sentiment', 'comment_value', 'trouble_in_running_last',
-           'trouble_in_running_L5', 'excuse_score', 'finishing_effort_L3', 'eased_last', 'checked_last',
-           'slow_start_rate', 'wide_trip_rate', 'pulled_hard_rate', 'last_gear', 'stable_gear_record', 'gear_change',
-           'first_time_gear', 'gear_removed', 'stable_signal', 'recent_comments', 'subjects', 'fallbacks', 'overlay',
-           'demand_coverage']
+           'RECENT', 'terms', 'learn_weights', 'remarks', 'grok4_jockey_form_score', 'grok4_jockey_form_trend',
+           'jockey_judged', 'jockey_last_day', 'grok4_jockey_form_confidence', 'grok4_trainer_momentum',
+           'grok4_trainer_momentum_trend', 'trainer_judged', 'trainer_last_day', 'grok4_trainer_momentum_confidence',
+           'effort_last', 'unwell_last', 'horse_described', 'grok4_horse_fitness_assessment',
+           'grok4_horse_fitness_trend', 'grok4_horse_fitness_confidence', 'comment_sentiment', 'comment_value',
+           'trouble_in_running_last', 'trouble_in_running_L5', 'excuse_score', 'finishing_effort_L3', 'eased_last',
+           'checked_last', 'slow_start_rate', 'wide_trip_rate', 'pulled_hard_rate', 'last_gear', 'stable_gear_record',
+           'gear_change', 'first_time_gear', 'gear_removed', 'stable_signal', 'recent_comments', 'subjects',
+           'fallbacks', 'overlay', 'demand_coverage']
 
 # %% ../../nbs/26_features.semantic.ipynb #cell005
 LEXICON: dict[str, tuple[str, str]] = {  # term: (Chinese, English)
@@ -386,6 +386,8 @@ FACTS = {
               "distance_change", "weight_change", "body_weight_change", "rating_change", "trouble_in_running_last", "finishing_effort_L3", "gear_change"),
 }  # fmt: skip
 
+RECENT = ("recent_form", "recent_trend", "recent_weight")
+
 def recent_comments(
     starts: pl.DataFrame,  # the wide frame of what is known
     card: pl.DataFrame,  # runners with horse_id and date
@@ -411,7 +413,8 @@ def subjects(
         for kind, columns in FACTS.items():
             if runner[f"{kind}_id"] is None:
                 continue
-            facts = {c: round(row[c], 4) for c in columns if row.get(c) is not None}
+            recent = zip(RECENT, REPLACED[kind], strict=True)  # what the fallback makes of the latest weeks
+            facts = {name: round(row[c], 4) for name, c in [*recent, *zip(columns, columns, strict=True)] if row.get(c) is not None}
             if kind == "horse":
                 facts["comments"] = [hide(c, names) for c in comments.get((runner["horse_id"], runner["date"]), [])]
             if not anonymise:
@@ -451,11 +454,12 @@ def overlay(
 def demand_coverage(
     frame: pl.DataFrame,  # training rows, as `overlay` returned them
     least: float = 0.95,  # share of values that must come from a model
+    remembered: float = 0.05,  # share of rows that the model may have read the results of
 ) -> None:
     "Refuse training rows whose scores come from two minds, or from one that may have read the results."
     spoken = min((frame[f"{kind}_origin"] != "fallback").mean() or 0.0 for kind in REPLACED)
-    remembered = (frame["era"] != "after_cutoff").mean() or 0.0
-    if spoken < least or remembered > 1 - least:
-        got = f"{spoken:.0%} scored by a model, {remembered:.0%} of the races not known to be after its cut-off"
+    doubtful = (frame["era"] != "after_cutoff").mean() or 0.0
+    if spoken < least or doubtful > remembered:
+        got = f"{spoken:.0%} scored by a model, {doubtful:.0%} of the races not known to be after its cut-off"
         do = "train and serve on the fallback, or score the whole training period with a model that cannot have read it"
-        raise BadInput("a model's scores cannot be inputs here", got=got, expected=f"{least:.0%} and {1 - least:.0%}", do=do)
+        raise BadInput("a model's scores cannot be inputs here", got=got, expected=f"at least {least:.0%} and at most {remembered:.0%}", do=do)

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 
 from .base import Model, Outcomes
-from ..odds import race_sum, softmax
+from .plackett import exploded, stages
 
 # %% ../../nbs/32_models.trees.ipynb #cell005
 def _lightgbm() -> ModuleType:
@@ -76,7 +76,7 @@ class LambdaRank(LightGBM):
 # %% ../../nbs/32_models.trees.ipynb #cell010
 @dataclass
 class SoftmaxTrees(LightGBM):
-    "LightGBM on the conditional likelihood of the winner."
+    "LightGBM on the conditional likelihood of the winner, or of the first places."
 
     kind = "lightgbm_softmax"
     trees: int = 500
@@ -85,12 +85,13 @@ class SoftmaxTrees(LightGBM):
     min_rows: int = 400
     l2: float = 20.0
     column_share: float = 0.3
+    weights: tuple[float, ...] = (1.0,)  # of the first, second, ... place
 
     def _fit(self, Z: np.ndarray, y: Outcomes, race: np.ndarray, offset: np.ndarray) -> None:
-        lightgbm, total = _lightgbm(), race_sum(y.win, race)
+        lightgbm, found = _lightgbm(), stages(y, race, self.weights, offset)
 
         def gradient(scores: np.ndarray, _data) -> tuple[np.ndarray, np.ndarray]:
-            p = softmax(scores + offset, race)
-            return total * p - y.win, np.maximum(p * (1 - p), 1e-6)
+            _, slope, bend = exploded(scores, found)
+            return slope, np.maximum(bend, 1e-6)
 
         self.booster = lightgbm.train(self._parameters() | dict(objective=gradient), lightgbm.Dataset(Z, y.win), num_boost_round=self.trees)

@@ -156,6 +156,7 @@ class Ranked(BaseModel):
     market_probability: float | None = Field(None, description="what the prices say once their longshot bias is corrected")
     edge: float | None = Field(None, description="win_probability * odds - 1: expected profit on a stake of one")
     known_horse: bool = Field(description="does the model remember an earlier start of this horse?")
+    scored_by: dict[str, str] = Field(description="who gave the semantic scores of jockey, trainer and horse: cache (a language model, asked ahead), student or fallback")
 
 class Prediction(BaseModel):
     "The answer to one card."

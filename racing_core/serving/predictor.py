@@ -13,7 +13,8 @@ import polars as pl
 
 from ..bundle import Bundle
 from ..errors import BadInput
-from ..features.matrix import Matrix, compute, matrix
+from ..features.matrix import compute, matrix
+from ..opinions import Opinions, origins, speak
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 
@@ -39,29 +40,42 @@ class Predictor:
     "Answers cards with one bundle."
 
     bundle: Bundle
+    opinions: Opinions | None = None  # read where the bundle was trained on a language model's scores; nobody is asked
 
-    def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, Matrix]:
+    @property
+    def speaks(self) -> bool:
+        "Was the bundle trained on a language model's scores, and are there any to read?"
+        scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
+        return s is not None and scores.get("mind") == "model" and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
+
+    def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
-        frame, odds = card_frame(card, self.bundle.manifest["source"])
-        return frame, odds, matrix(compute(frame, self.bundle.history))
+        runners, odds = card_frame(card, self.bundle.manifest["source"])
+        frame = compute(runners, self.bundle.history)
+        return runners, odds, speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame
 
     def predict(self, card: Card) -> Prediction:
         "Ranked win probabilities that sum to one."
-        frame, odds, X = self._look(card)
-        p = self.bundle.pipeline.predict(X, odds)
+        frame, odds, features = self._look(card)
+        p = self.bundle.pipeline.predict(matrix(features), odds)
         stage = "combined" if "combined" in p else "fundamental"
         known = guard.known(frame, self.bundle.history, "horse", "horse_id")
         rank, m = ranks(p[stage]), self.bundle.manifest
-        ranked = [self._ranked(r, rank[i], p[stage][i], p["market"][i] if stage == "combined" else None, known[i]) for i, r in enumerate(card.starters)]
+        market, by = p.get("market", [None] * len(frame)), origins(features)
+        ranked = [self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i]) for i, r in enumerate(card.starters)]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
         return Prediction(race_id=frame["race_id"][0], model=m["name"], version=m["version"], stage=stage, ranked=ranked, warnings=self._warnings(card, frame))
 
     @staticmethod
-    def _ranked(runner: RunnerIn, rank: int, p: float, market: float | None, known: bool) -> Ranked:
+    def _ranked(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
         return Ranked(
             rank=rank, runner_no=runner.runner_no, horse_id=runner.horse, horse_name=runner.horse_name, win_probability=p, fair_odds=1 / p if p else None,
-            odds=runner.odds, market_probability=market, edge=None if market is None else p * runner.odds - 1, known_horse=known,
+            odds=runner.odds, market_probability=market, edge=None if market is None else p * runner.odds - 1, **facts,
         )  # fmt: skip
+
+    def ask_later(self, card: Card, now: dt.datetime) -> bool:  # was anybody asked?
+        "Have the language model asked about a card, if it is one that this bundle listens to; waits for nobody."
+        return self.speaks and self.opinions.ask_later(card_frame(card, self.bundle.manifest["source"])[0], self.bundle.history, now)
 
     def _warnings(self, card: Card, frame: pl.DataFrame) -> list[str]:
         until = dt.date.fromisoformat(self.bundle.manifest["trained_until"])
@@ -73,7 +87,7 @@ class Predictor:
         top: int = 5,  # how many features for each runner
     ) -> list[dict]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
         "The features that moved each starter most, largest first, from form alone."
-        frame, _, X = self._look(card)
+        X = matrix(self._look(card)[2])
         effects, values = self.bundle.pipeline.contributions(X), X.pick(self.bundle.pipeline.columns).values
         def reasons(i: int) -> list[dict]:
             largest = np.argsort(-np.abs(effects[i]), kind="stable")[:top]
