@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
@@ -18,12 +20,14 @@ from . import starts as st
 from .betting import backtest as betting
 from .betting.staking import cap, fractional_kelly, minimum_edge
 from .errors import BadInput
+from .features.leaks import alarms
 from .features.matrix import Matrix, build, matrix
 from .folds import Window, split
-from .metrics import delta_r2, summary, tripwires, uniform_logloss
+from .metrics import brier, delta_r2, summary, tripwires, uniform, uniform_logloss
 from .models.base import Outcomes
 from .odds import has_market, implied, overround
-from .pipeline import Pipeline
+from .pipeline import Pipeline, save_pipeline
+from .success import SIZES, band, by_odds, ground, sharpe, slices, success
 
 # %% auto #0
 __all__ = ['Progress', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
@@ -50,11 +54,13 @@ class Backtest:
     importance: pl.DataFrame  # feature, fundamental, residual: mean |contribution| in the last window
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     seconds: float
+    alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
+    operation: dict[str, float]  # latency_ms, size_mb, training_min: what `success` wants to know
 
 def _predict(pipeline: Pipeline, X: Matrix, starts: pl.DataFrame) -> pl.DataFrame:
     odds = starts["odds"].fill_null(np.nan).to_numpy()
     p = pipeline.predict(X, odds if pipeline.residual else None)
-    keys = starts.select("race_id", "runner_no", "date", "course", "n_starters", "horse_name", "odds", "true_p")
+    keys = starts.select("race_id", "runner_no", "date", "jurisdiction", "course", "race_type", "surface", "going", "n_starters", "horse_name", "odds", "true_p")
     return keys.with_columns(win=st.winners(starts), position=st.positions(starts), market_raw=implied(odds, X.race)).with_columns(pl.Series(k, v) for k, v in p.items())
 
 def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
@@ -80,7 +86,8 @@ def backtest(
     "Walk forward through the test window, a year at a time."
     began = time.perf_counter()
     progress("features", 0.0)
-    X, y = matrix(build(starts) if frame is None else frame), Outcomes.of(starts)
+    frame = build(starts) if frame is None else frame
+    X, y = matrix(frame), Outcomes.of(starts)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
     windows = split(dates, test_from, test_to)
     decided, priced = _comparable(starts)
@@ -97,7 +104,22 @@ def backtest(
     in_test = np.any([w.test for w in windows], axis=0)
     left_out = {reason: starts.filter(in_test & mask)["race_id"].n_unique() for reason, mask in (("no winner", ~decided), ("not fully priced", decided & ~priced))}
     progress("done", 1.0)
-    return Backtest(pl.concat(parts), windows, pipelines, _importance(pipelines[-1], X.rows(windows[-1].test)), left_out, time.perf_counter() - began)
+    last, seconds = X.rows(windows[-1].test & decided & priced), time.perf_counter() - began
+    use = _operation(pipelines[-1], last, odds[windows[-1].test & decided & priced]) | dict(training_min=seconds / 60)
+    return Backtest(pl.concat(parts), windows, pipelines, _importance(pipelines[-1], X.rows(windows[-1].test)), left_out, seconds, alarms(frame, starts), use)
+
+def _operation(pipeline: Pipeline, X: Matrix, odds: np.ndarray, cards: int = 40) -> dict[str, float]:
+    "Milliseconds that 95% of cards stay below, from features to probabilities, and MB of the pipeline on disk."
+    took = []
+    for k in range(min(cards, X.race[-1] + 1)):
+        card, price = X.rows(X.race == k), odds[X.race == k]
+        began = time.perf_counter()
+        pipeline.predict(card, price if pipeline.residual else None)
+        took.append(1000 * (time.perf_counter() - began))
+    with TemporaryDirectory() as folder:
+        save_pipeline(pipeline, Path(folder))
+        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+    return dict(latency_ms=float(np.quantile(took, 0.95)), size_mb=size / 1e6)
 
 # %% ../nbs/62_experiments.ipynb #cell011
 def stages(
@@ -141,16 +163,31 @@ def figures(
     win, position, day, odds = (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
     boards = {name: summary(q, win, position, race, day) for name, q in stages(p).items()}
     gain, everything = _gain(p), betting.bet_everything(odds, win, race)
-    wires = tripwires(boards["combined"], everything, 1 - 1 / float(overround(odds, race).mean()), gain.value)
+    beyond = {"beyond_oracle": delta_r2(p["combined"].to_numpy(), p["true_p"].to_numpy(), win, race, day).low} if "oracle" in boards else {}
+    wires = tripwires(boards["combined"], everything, 1 - 1 / float(overround(odds, race).mean()), gain.value, beyond | found.alarms)
     result = dict(
         races=boards["market"]["races"], starters=boards["market"]["starters"], left_out=found.left_out,
         test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), windows=[str(w) for w in found.windows],
         uniform_logloss=uniform_logloss(race), **boards, delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high],
         market_power=[w.power for w in found.pipelines], weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
-        bet_everything=everything, bankroll=betting.figures(bankroll(p)), test_looks=test_looks, tripwires=wires,
+        bet_everything=everything, bankroll=_money(p), test_looks=test_looks, tripwires=wires,
         tripped=[w["name"] for w in wires if w["tripped"]], seconds=round(found.seconds, 1), peak_mb=round(peak_mb()),
     )  # fmt: skip
-    return result | (_attained(boards) if "oracle" in boards else {})
+    return result | _asked(p, boards, result["bankroll"], found.operation) | (_attained(boards) if "oracle" in boards else {})
+
+def _money(p: pl.DataFrame) -> dict:
+    path = bankroll(p)
+    return betting.figures(path) | dict(sharpe=sharpe(path["profit"].to_numpy(), (path["bankroll"] - path["profit"]).to_numpy(), path["day"].to_numpy()))
+
+def _asked(p: pl.DataFrame, boards: dict, money: dict, operation: dict) -> dict:
+    "The specification's targets, and the gain slice by slice."
+    race, (win, position, day, odds) = st.race_codes(p), (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
+    named = dict(model=boards["combined"], market=boards["market"], oracle=boards.get("oracle"), uniform=summary(uniform(race), win, position, race, day))
+    labels = {by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy() for by in ("jurisdiction", "surface", "race_type")}
+    mine, theirs = p["combined"].to_numpy(), p["market"].to_numpy()
+    races, hidden = slices(mine, theirs, win, race, day, labels | {"going": ground(p["going"]), "field size": band(p["n_starters"].to_numpy(), SIZES)})
+    bands, few = by_odds(mine, theirs, win, odds, day)
+    return dict(targets=success(named, brier(0 * win, win), money, operation), slices=dict(total=int(race[-1]) + 1, races=races, hidden=hidden, odds=bands, odds_hidden=few))
 
 def _attained(boards: dict) -> dict:
     "Shares of what perfect knowledge would reach; known in the simulator only."

@@ -12,7 +12,7 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from .errors import BadInput
+from .errors import BadInput, Leak
 
 # %% ../nbs/41_folds.ipynb #cell005
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class Window:
     tune_from: date
     test_from: date
     test_to: date  # inclusive
+
+    def __post_init__(self) -> None:
+        sides = self.train.astype(int) + self.tune + self.test
+        if (sides > 1).any():
+            do = "build windows with `split`: what is tuned or tested on must not have been trained on"
+            raise Leak("a row stands on two sides of a window", got=f"{(sides > 1).sum()} rows", expected="each in one of train, tune and test", where=f"row {(sides > 1).argmax()}", do=do)
 
     def __str__(self) -> str:
         before = self.tune_from - timedelta(1), self.test_from - timedelta(1)

@@ -325,7 +325,7 @@ def scoreboard(
     return table.with_columns(of_attainable=pl.col("r2") / table.filter(name="oracle")["r2"].item()) if "oracle" in scores else table
 
 # %% ../nbs/40_metrics.ipynb #cell041
-LIMITS = {"top1": 0.45, "ndcg_linear@1": 0.87, "auc": 0.88, "delta_r2": 0.003}
+LIMITS = {"top1": 0.45, "ndcg_linear@1": 0.87, "auc": 0.88, "delta_r2": 0.003, "beyond_oracle": 0.0, "screen_z": 5.0, "price_correlation": 0.9}
 FROM_TAKEOUT = {"to_return_unit": 0.05, "unit_on_each": 0.20}  # how far from −takeout, either way
 
 def tripwires(
@@ -333,9 +333,10 @@ def tripwires(
     returns: dict[str, float] | None = None,  # return on backing every runner, -0.18 for a loss of 18%, by the names in `FROM_TAKEOUT`
     takeout: float | None = None,  # share of the pool the operator keeps, 0..1
     delta_r2: float | None = None,  # ΔR² over the recalibrated market
+    more: dict[str, float] | None = None,  # other figures by their names in `LIMITS`, such as those of `features.leaks.alarms`
 ) -> list[dict]:  # name, value, limit (a number, or the lowest and highest accepted), tripped
     "Each figure that was given, beside the limit beyond which it is not to be believed; nan is never believed."
-    values = {"top1": summary["top1"], "ndcg_linear@1": summary["ndcg"]["linear@1"], "auc": summary["auc"], "delta_r2": delta_r2}
+    values = {"top1": summary["top1"], "ndcg_linear@1": summary["ndcg"]["linear@1"], "auc": summary["auc"], "delta_r2": delta_r2} | (more or {})
     wires = [{"name": name, "value": v, "limit": LIMITS[name], "tripped": not v <= LIMITS[name]} for name, v in values.items() if v is not None]
     if returns is None or takeout is None:
         return wires
