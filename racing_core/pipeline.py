@@ -21,7 +21,8 @@ from .models.trees import LambdaRank, SoftmaxTrees
 from .odds import has_market, softmax
 
 # %% auto #0
-__all__ = ['RESIDUAL_SHARE', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline', 'save_pipeline', 'load_pipeline']
+__all__ = ['RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline',
+           'save_pipeline', 'load_pipeline']
 
 # %% ../nbs/48_pipeline.ipynb #cell005
 def fundamental_models() -> dict[str, Model]:
@@ -31,10 +32,12 @@ def fundamental_models() -> dict[str, Model]:
 
 def residual_models() -> dict[str, Model]:
     "The models that start from the price of the race and are held close to it."
-    models = ConditionalLogit(l2=3000), SoftmaxTrees(trees=180, learning_rate=0.03, leaves=6, min_rows=1000, l2=150, column_share=0.1)
+    trees = dict(trees=180, learning_rate=0.03, leaves=6, min_rows=1000, l2=150, column_share=0.1)
+    models = ConditionalLogit(l2=3000), SoftmaxTrees(**trees, weights=(1.0, 0.6, 0.4))
     return {m.kind: m for m in models}
 
 RESIDUAL_SHARE = {"conditional_logit": 0.7, "lightgbm_softmax": 0.3}  # prior of the residual weights; equal shares for others
+RESIDUAL_STRENGTH = 30.0  # how firmly it holds: a tuning year moves it somewhat, a residual that harms is let go
 
 Progress = Callable[[str], None]  # told what is being fitted
 
@@ -103,7 +106,7 @@ class Pipeline:
         market, opinion = market_utility(odds, X.race, self.power), _columns(self.fundamental, X) @ self.weights["fundamental"]
         share = np.array([RESIDUAL_SHARE.get(name, 1.0) for name in self.residual])
         residual = _columns(self.residual, X)
-        self.weights["residual"] = likelihood_weights(residual, y.win, X.race, offset=market, prior=share / share.sum(), strength=300.0)
+        self.weights["residual"] = likelihood_weights(residual, y.win, X.race, offset=market, prior=share / share.sum(), strength=RESIDUAL_STRENGTH)
         self.weights["blend"] = likelihood_weights(np.stack([market, opinion], axis=1), y.win, X.race)
 
     def predict(
