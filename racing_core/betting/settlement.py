@@ -209,7 +209,7 @@ def _price_cause(odds: float | None, dividend: float, heat: list[float], jurisdi
     if odds is None or None in heat:
         return "no odds in the source"
     step = [1.0 if jurisdiction == "HK" and o >= 10 else 0.1 for o in (odds, *heat)]  # the last digit printed
-    if len(heat) == 1:
+    if len(heat) <= 1:
         down = np.floor(dividend / step[0] + 1e-6) * step[0]
         return "odds are the dividend rounded down" if abs(down - odds) < 1e-6 else "unexplained: dividend beside odds"
     bounds = []
@@ -222,13 +222,13 @@ def _price_cause(odds: float | None, dividend: float, heat: list[float], jurisdi
 
 _JP_WIN = 0.8  # share of the win pool that is paid out (競馬法 第8条: 単勝 80%)
 
-def _name_cause(name: str, named: list[int | None], position: dict[int, int | None], places: int) -> str:
+def _name_cause(name: str, named: list[int | None], position: dict[int, int | None], out: set[int], places: int) -> str:
     "Does a dividend name runners that filled the places?"
     if not set(named) <= set(position):
         return "unexplained: names a runner that did not start"
     at = [position[r] for r in named]
     if None in at:
-        return "unexplained: names a runner without a position"
+        return "disqualified after the pools were paid" if out & set(named) else "unexplained: names a runner without a position"
     if not _fits(name, tuple(at), places):
         late = name == "place" and at[0] == places + 1
         return "place terms fixed before a withdrawal" if late else "unexplained: names a runner that was not placed"
@@ -240,6 +240,7 @@ def _race_causes(rows: list[dict], runners: list[dict]) -> list[tuple[str, str, 
     "(check, pool, cause) of every dividend of a race, and of every one that should be there."
     position, odds = ({r["runner_no"]: r[what] for r in runners} for what in ("position", "odds"))
     where, found = runners[0]["jurisdiction"], []
+    out = {r["runner_no"] for r in runners if r["status"] == "disqualified"}
     finished = {r: p for r, p in position.items() if p is not None}
     heat = [odds[r] for r, p in finished.items() if p == 1]
     places = place_terms(where, len(runners))[0]
@@ -247,7 +248,7 @@ def _race_causes(rows: list[dict], runners: list[dict]) -> list[tuple[str, str, 
         if row["pool"] not in ("place", *POOLS):
             found.append(("runners", row["pool"], "not checked: brackets are not in the tables"))
             continue
-        found.append(("runners", row["pool"], _name_cause(row["pool"], row["named"], position, places)))
+        found.append(("runners", row["pool"], _name_cause(row["pool"], row["named"], position, out, places)))
         if row["pool"] == "win" and row["named"][0] in odds:
             found.append(("price", "win", _price_cause(odds[row["named"][0]], row["dividend"], heat, where)))
     sold = [row["pool"] for row in rows if row["pool"] in ("place", *POOLS)]
@@ -263,7 +264,7 @@ def reconcile(
     dividends: pl.DataFrame,  # canonical table; races that are not in `starts` are left out
 ) -> pl.DataFrame:  # check (runners, price, complete), pool, cause, rows, explained
     "Every dividend held against the result and the odds by the rules of this room; what differs, by cause."
-    frame = starts.select("race_id", "runner_no", "jurisdiction", "odds", position=pl.when(pl.col("status") == "finished").then("position"))
+    frame = starts.select("race_id", "runner_no", "jurisdiction", "status", "odds", position=pl.when(pl.col("status") == "finished").then("position"))
     fields = {key[0]: part.to_dicts() for key, part in frame.partition_by("race_id", as_dict=True).items()}
     named = _named(dividends.filter(pl.col("race_id").is_in(frame["race_id"].unique().implode())))
     found = []
