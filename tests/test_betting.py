@@ -340,14 +340,16 @@ def test_the_longest_run_is_the_longest(lost):
 
 def test_placebos_leave_minus_the_takeout():
     p, odds, win, race, day = world(races=1500, noise=0.3)
-    table = backtest.placebos(p, odds, win, race, day, draws=12, strategy=staking.flat(0.001))
+    table = backtest.placebos(p, odds, win, race, day, draws=12, strategy=staking.flat(1e-5))  # stakes so small that the bankroll hardly moves
     fake = table.filter(world="drawn from the market")["roi"]
     assert fake.mean() == pytest.approx(-0.175, abs=3.5 * fake.std() / len(fake) ** 0.5)
     assert fake.std() < 0.15
     assert table["roi"][0] > fake.max()
     assert table.filter(world="the market's own chances")["bets"].item() == 0
-    regardless = backtest.placebos(p, odds, win, race, day, draws=4, strategy=staking.top_3_bet_proportional(0.001))
-    assert regardless.filter(world="the market's own chances")["roi"].item() == pytest.approx(-0.175, abs=0.05)
+    regardless = backtest.placebos(p, odds, win, race, day, draws=12, strategy=staking.top_3_bet_proportional(1e-5))
+    fake = regardless.filter(world="drawn from the market")["roi"]
+    assert fake.mean() == pytest.approx(-0.175, abs=3.5 * fake.std() / len(fake) ** 0.5)
+    assert regardless.filter(world="the market's own chances")["roi"].item() < 0
 
 
 def test_winners_are_drawn_with_their_chances():
