@@ -171,6 +171,22 @@ def test_isaacs_earns_most_in_the_pool(pairs, takeout, rebate, seed):
             assert profit(np.maximum(best + rng.normal(0, scale, n), 0)) <= profit(best) + 1e-9
 
 
+@given(st.floats(0.05, 0.9), st.floats(0.5, 2.5), st.floats(0.01, 100))
+@settings(max_examples=60, deadline=None)
+def test_kelly_in_a_pool_grows_fastest_at_the_price_that_is_left(p, generous, depth):
+    odds = np.maximum(np.array([generous / p, 1 / (1 - p)]), 1.02)
+    bets = staking.Bets([p, 1 - p], odds, np.zeros(2, int), pool=np.full(2, depth))
+    best = staking.pool_kelly(1, 0.1)(bets)[0]
+
+    def growth(x):
+        return p * np.log(1 - x + x * staking.price_after(np.array([x, 0]), bets, 0.1)[0]) + (1 - p) * np.log(1 - x)
+
+    for off in (-0.01, -1e-3, 1e-3, 0.01):
+        assert growth(best) >= growth(np.clip(best + off, 0, 0.9999)) - 1e-10
+    alone = staking.fractional_kelly(1)(staking.Bets([p], [max(staking.price_after(np.zeros(2), bets, 0.1)[0], 1.001)]))[0]
+    assert best <= alone + 1e-9
+
+
 def test_no_stake_in_the_pool_moves_no_price():
     bets = staking.Bets([0.5, 0.3, 0.2], [1.65, 2.75, 4.125], np.zeros(3, int), pool=np.full(3, 100.0))
     assert staking.price_after(np.zeros(3), bets, 0.175) == pytest.approx(bets.odds)
