@@ -236,6 +236,20 @@ def _name_cause(name: str, named: list[int | None], position: dict[int, int | No
     return "dead heat, a tie broken this way" if any(everyone.count(p) > 1 for p in at) else "as the result says"
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell022
+def _bracket(number: int, declared: int) -> int:
+    "Japan's eight brackets: numbers go up in order, the last brackets take one more where they do not divide (JRA, 枠番)."
+    each, over = divmod(max(declared, 8), 8)
+    small = each * (8 - over)
+    return (number - 1) // each + 1 if number <= small else 8 - over + (number - 1 - small) // (each + 1) + 1
+
+def _bracket_cause(named: list[int], finished: dict[int, int], declared: int) -> str:
+    "Does a bracket quinella name the brackets of the first two? Numbers above the last starter may have been declared."
+    pairs = [c for c in permutations((r for r, p in finished.items() if p <= 2), 2) if _fits("quinella", tuple(finished[r] for r in c), 2)]
+    for more, cause in enumerate(("as the result says", "brackets drawn before the last number withdrew", "brackets drawn before the last number withdrew")):
+        if any(sorted(_bracket(r, declared + more) for r in pair) == named for pair in pairs):
+            return cause
+    return "unexplained: names brackets that were not first and second"
+
 def _race_causes(rows: list[dict], runners: list[dict]) -> list[tuple[str, str, str]]:
     "(check, pool, cause) of every dividend of a race, and of every one that should be there."
     position, odds = ({r["runner_no"]: r[what] for r in runners} for what in ("position", "odds"))
@@ -245,8 +259,11 @@ def _race_causes(rows: list[dict], runners: list[dict]) -> list[tuple[str, str, 
     heat = [odds[r] for r, p in finished.items() if p == 1]
     places = place_terms(where, len(runners))[0]
     for row in rows:
+        if row["pool"] == "bracket_quinella":
+            found.append(("runners", row["pool"], _bracket_cause(row["named"], finished, max(position))))
+            continue
         if row["pool"] not in ("place", *POOLS):
-            found.append(("runners", row["pool"], "not checked: brackets are not in the tables"))
+            found.append(("runners", row["pool"], "not checked: no rule for this pool"))
             continue
         found.append(("runners", row["pool"], _name_cause(row["pool"], row["named"], position, out, places)))
         if row["pool"] == "win" and row["named"][0] in odds:
