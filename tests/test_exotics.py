@@ -1,16 +1,19 @@
 """Exotic chances from outside: every order of a small field by hand, races that are drawn, and what must hold for any field."""
 
 import time
+from datetime import date
 from itertools import permutations
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from racing_core.betting import exotics
 from racing_core.errors import BadInput
-from racing_core.odds import softmax
+from racing_core.odds import has_market, implied, softmax
+from racing_core.starts import positions, race_codes
 
 POWERS = (1.0, 0.81, 0.65, 0.6)
 MODELS = {"harville": exotics.harville, "powers": exotics.stage_powers(POWERS), "stern": exotics.stern(4), "henery": exotics.henery}
@@ -197,6 +200,33 @@ def test_seasons_take_seconds():
     exotics.pool(p, race, "trifecta", exotics.henery)
     exotics.place(p, race, 3)
     assert time.process_time() - began < 20
+
+
+def priced(starts, since, until):
+    "Market chances, positions and race codes of the races that are wholly priced."
+    starts = starts.filter(pl.col("date") >= since, pl.col("date") < until)
+    odds, race = starts["odds"].fill_null(np.nan).to_numpy(), race_codes(starts)
+    starts = starts.filter(has_market(odds, race)[race])
+    race = race_codes(starts)
+    return implied(starts["odds"].to_numpy(), race), positions(starts), race
+
+
+def test_hong_kong_powers_and_who_prices_the_trifecta_best(hong_kong):
+    powers = exotics.fit(*priced(hong_kong, date(2016, 1, 1), date(2022, 1, 1)))
+    assert powers == pytest.approx((1.056, 0.860, 0.726, 0.635), abs=0.002)
+    odds, position, race = priced(hong_kong, date(2022, 1, 1), date(2023, 1, 1))
+    p = softmax(powers[0] * np.log(odds), race)
+    models = MODELS | {"powers": exotics.stage_powers(tuple(x / powers[0] for x in powers))}
+    loss = {name: np.nanmean(exotics.joint_loss(p, position, race, "trifecta", model)) for name, model in models.items()}
+    assert loss == pytest.approx(dict(harville=6.2320, powers=6.1823, stern=6.1886, henery=6.1800), abs=5e-4)
+    gain = exotics.joint_loss(p, position, race, "trifecta") - exotics.joint_loss(p, position, race, "trifecta", models["powers"])
+    assert np.nanmean(gain) > 3 * np.nanstd(gain) / len(gain) ** 0.5
+    shown = {name: exotics.calibration(exotics.place(p, race, 3, models[name]), position <= 3)["z"].abs().max() for name in ("harville", "powers")}
+    assert shown["harville"] > 4 > 2 > shown["powers"]
+
+
+def test_japanese_powers(japan):
+    assert exotics.fit(*priced(japan, date(2024, 1, 1), date(2026, 1, 1))) == pytest.approx((1.030, 0.824, 0.690, 0.604), abs=0.002)
 
 
 def test_what_cannot_be_priced_is_refused():

@@ -140,6 +140,11 @@ def test_hong_kong_dividends_are_what_the_rules_say(hong_kong, hong_kong_store):
         assert s.breakage(part["dividend"], "HK", pool) == pytest.approx(part["dividend"].to_numpy())
 
 
+def test_the_hong_kong_source_itself_has_one_dividend_of_a_pool(shared_data):
+    raw = pl.read_parquet(shared_data / "hkjc" / "dividends.parquet").unique()
+    assert raw.group_by("date", "venue", "race_no", "pool").agg(rows=pl.len())["rows"].max() == 1
+
+
 def test_a_wrong_result_does_not_reconcile(hong_kong, hong_kong_store):
     starts = hong_kong.filter(pl.col("date") < date(2016, 7, 1)).with_columns(position=pl.col("position").shift(1).over("race_id"))
     table = s.reconcile(starts, hong_kong_store.read("dividends"))

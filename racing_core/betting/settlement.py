@@ -125,7 +125,7 @@ def breakage(
     """Rounded down to what is declared.
 
     HK: for HK$10 in steps of 50 cents in win, place and the quinellas (10 cents below $10.50), of $1 in the others: all
-    54,000 dividends of 2016-23 obey; Macau prints the same kind of rule (Ordem Executiva 15/2000, 'Q place').
+    47,000 dividends of 2016-22 obey; Macau prints the same kind of rule (Ordem Executiva 15/2000, 'Q place').
     JP: 10 yen for 100, at least the stake (競馬法施行規則; 'JRAプラス10' adds 10 yen to 100 where the pool can pay it).
     US: 10 cents to the dollar, at least $1.05 (Florida Administrative Code 75-7.002; a dime of breakage, minus pools made good).
     """
