@@ -192,6 +192,18 @@ def test_calibration_counts_every_winner_once():
     assert wrong["expected"].sum() == pytest.approx(800)
 
 
+@pytest.mark.parametrize("name", exotics.POOLS)
+def test_pools_of_a_world_are_calibrated_and_each_combination_counts_once(name):
+    p, position, race = season(400, 1.0, seed=5)
+    position[0] = position[1] = position[:2].min()  # a dead heat is left out
+    table = exotics.pool_calibration(p, position, race, name, bins=5)
+    clean = (exotics.came_in(position, race, exotics.POOLS[name][0])[:, 0] >= 0).sum()
+    winners = 3 * clean if name == "quinella_place" else clean
+    assert table["observed"].sum() == winners
+    assert table["expected"].sum() == pytest.approx(winners)
+    assert table["z"].abs().max() < 3.7
+
+
 def test_seasons_take_seconds():
     rng = np.random.default_rng(0)
     race = np.repeat(np.arange(2000), rng.integers(8, 15, 2000))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Model', 'harville', 'henery', 'POOLS', 'pad', 'stage_powers', 'stern', 'unordered', 'pool', 'place', 'fit', 'came_in',
-           'joint_loss', 'calibration']
+           'joint_loss', 'calibration', 'pool_calibration']
 
 # %% ../../nbs/50_betting.exotics.ipynb #cell002
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import polars as pl
@@ -281,3 +281,23 @@ def calibration(
     n, expected, observed = (np.bincount(group, w, bins) for w in (None, chance[order], hit[order]))
     spread = np.sqrt(np.maximum(np.bincount(group, chance[order] * (1 - chance[order]), bins), 1e-12))
     return pl.DataFrame(dict(combinations=n, chance=expected / np.maximum(n, 1), expected=expected, observed=observed, z=(observed - expected) / spread))
+
+def pool_calibration(
+    p: np.ndarray,  # (n,) win chances
+    position: np.ndarray,  # (n,) finishing positions, nan if not finished
+    race: np.ndarray,  # (n,) race codes
+    name: str,  # one of POOLS
+    model: Model = harville,
+    bins: int = 10,  # groups of equal expectation
+) -> pl.DataFrame:  # as `calibration`
+    "Expected against observed combinations of a pool, each counted once; races with a dead heat among those named are left out."
+    k, ordered = POOLS[name]
+    chance, home = pool(p, race, name, model), came_in(position, race, k)
+    clean, named, hit = home[:, 0] >= 0, chance.ndim - 1, np.zeros_like(chance)
+    for turn in [tuple(range(k))] if ordered else permutations(range(k)):
+        hit[np.flatnonzero(clean), *home[clean][:, list(turn[:named])].T] = 1
+    once = np.ones(chance.shape[1:], bool)
+    if not ordered:
+        for a, b in pairwise(np.indices(chance.shape[1:], sparse=True)):
+            once &= a < b
+    return calibration((chance * once)[clean], (hit * once)[clean], bins)
