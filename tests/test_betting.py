@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from racing_core.betting import backtest, settlement, staking
@@ -74,6 +74,7 @@ def log_growth(stake, p, odds):
 
 
 @given(fields)
+@example([(1.0, 1.0), (1.0, 1.0)])
 @settings(max_examples=60, deadline=None)
 def test_simultaneous_kelly_is_the_convex_optimum(pairs):
     from scipy.optimize import minimize
@@ -93,7 +94,7 @@ def test_simultaneous_kelly_is_the_convex_optimum(pairs):
     bounds, whole = [(0, 0.999)] * len(p), {"type": "ineq", "fun": lambda f: 0.999 - f.sum(), "jac": lambda f: -np.ones(len(f))}
     solved = minimize(loss, np.full(len(p), 0.5 / len(p)), jac=True, method="SLSQP", bounds=bounds, constraints=whole, options=dict(ftol=1e-14, maxiter=500))
     assert best >= -solved.fun - 1e-7
-    if found.sum() < 0.99:
+    if found.sum() < 0.99 and (1 / odds).sum() > 1.05:  # at fair odds a stake on everyone costs nothing: no single best
         assert solved.x == pytest.approx(found, abs=2e-3)
 
 
