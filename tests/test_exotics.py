@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from racing_core.betting import exotics
@@ -135,6 +135,8 @@ def test_exponential_times_are_harville_and_many_stages_are_normal():
 
 
 @given(st.lists(st.floats(-14, 0), min_size=2, max_size=14))
+@example([0.0, -1.0, -13.0])
+@example([0.0, 0.0, -10.0])
 @settings(max_examples=30, deadline=None)
 def test_certainties_and_no_hopers_are_located(logs):
     p = softmax(np.array(logs), one(logs))

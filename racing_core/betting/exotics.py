@@ -128,7 +128,7 @@ def _locate(shape: float, P: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
         won, photo = _first(*_curves(shape, where, ran))
         won = won / won.sum(1, keepdims=True)
         gap = np.where(ran, won * np.log(np.where(ran, P, 1) / np.maximum(won, 1e-300)), 0)
-        gap -= gap.sum(1, keepdims=True) / ran.sum(1, keepdims=True) * ran  # chances leave the mean location open
+        gap -= won * gap.sum(1, keepdims=True)  # chances leave the mean location open
         if np.abs(gap).max(initial=0) < tolerance:
             return where
         slope = photo.copy()
