@@ -18,15 +18,27 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def hong_kong(shared_data, tmp_path_factory):
-    "The wide frame of the real Hong Kong results."
+def hong_kong_store(shared_data, tmp_path_factory):
+    "The real Hong Kong results as stored."
     return _real("hkjc", shared_data, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def japan(shared_data, tmp_path_factory):
-    "The wide frame of the real Japanese results."
+def hong_kong(hong_kong_store):
+    "The wide frame of the real Hong Kong results."
+    return hong_kong_store.starts()
+
+
+@pytest.fixture(scope="session")
+def japan_store(shared_data, tmp_path_factory):
+    "The real Japanese results as stored."
     return _real("netkeiba", shared_data, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def japan(japan_store):
+    "The wide frame of the real Japanese results."
+    return japan_store.starts()
 
 
 def _real(source: str, shared_data: Path, tmp_path_factory):
@@ -38,4 +50,4 @@ def _real(source: str, shared_data: Path, tmp_path_factory):
         pytest.skip(f"no {source} results in {shared_data}")
     where = home(tmp_path_factory.mktemp("real"), env={})
     ingest(source, shared_data / source, where)
-    return Store(where, source).starts()
+    return Store(where, source)
