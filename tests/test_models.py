@@ -16,7 +16,7 @@ from racing_core.market import likelihood_weights, market_utility, power_of
 from racing_core.metrics import mcfadden_r2
 from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
 from racing_core.models.boosted import CatBoostYetiRank, LightGBMClassifier, XGBoostPairwise
-from racing_core.models.classic import LogisticRegression, RandomForest, SemanticScorer
+from racing_core.models.classic import LogisticRegression, RandomForest, SemanticScorer, forest_arrays, walk
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.neural import PlackettLuceNet, TabNet, exploded_loss, field_of
 from racing_core.models.trees import LambdaRank, SoftmaxTrees
@@ -142,6 +142,18 @@ def test_exploded_loss_is_the_likelihood_of_a_chain_of_choices(seed):
         codes = np.unique(race[left], return_inverse=True)[1]
         expected -= weight * np.log(softmax((u + power * offset)[left], codes)[place[left] == stage]).sum() / 3
     assert float(exploded_loss(*parts, (1, 0.6, 0.4), (1.0, 0.8, 0.5))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_walk_through_a_forest_is_scikit_learns_and_its_parts_add_up(season):
+    from sklearn.ensemble import RandomForestClassifier
+
+    X, y, _ = season
+    Z = relative(X)
+    forest = RandomForestClassifier(10, max_depth=6, random_state=0).fit(Z, y.win > 0)
+    nodes = forest_arrays(forest)
+    p, parts = walk(nodes, Z, explain=True)
+    assert np.allclose(p, forest.predict_proba(Z)[:, 1], atol=1e-12)
+    assert np.allclose(p - parts.sum(axis=1), nodes["share"][nodes["root"]].mean(), atol=1e-12)
 
 
 def test_a_saved_forest_holds_no_objects(season, tmp_path):

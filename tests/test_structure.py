@@ -86,6 +86,7 @@ def loaded(code: str) -> list[str]:
 def test_importing_the_package_wakes_nothing_heavy():
     assert loaded("import racing_core, racing_core.cli") == []
     assert loaded("import racing_core.experiments, racing_core.bundle, racing_core.registry, racing_core.tracking") == []
+    assert loaded("import racing_core.models.zoo; racing_core.models.zoo.settings()") == []
 
 
 def importers(package: str) -> set[str]:

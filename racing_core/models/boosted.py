@@ -117,7 +117,7 @@ class CatBoostYetiRank(Model):
     def _pool(self, Z: np.ndarray, **more: Any) -> Any:
         import pandas as pd
 
-        frame = pd.DataFrame(Z).astype({j: int for j in self._codes()})
+        frame = pd.DataFrame(Z).astype(dict.fromkeys(self._codes(), int))
         return extra("catboost", "zoo").Pool(frame, cat_features=self._codes(), **more)
 
     def _fit(self, Z: np.ndarray, y: Outcomes, race: np.ndarray, offset: np.ndarray) -> None:

@@ -178,9 +178,9 @@ class TabNet(Network):
     steps: int = 8
     width: int = 64  # of decision and attention
     gamma: float = 1.3  # how freely a column may be used again
-    sparse: float = 1e-3  # price of masks that are spread out
-    learning_rate: float = 0.02
-    decay: float = 0.05
+    sparse: float = 1e-2  # price of masks that are spread out
+    learning_rate: float = 0.03
+    decay: float = 0.2
     batch: int = 32  # races
     virtual_batch: int = 2048  # rows that are normalised together
     momentum: float = 0.1  # of the running normalisation
