@@ -27,7 +27,7 @@ from .metrics import brier, delta_r2, summary, tripwires, uniform, uniform_loglo
 from .models.base import Outcomes
 from .odds import has_market, implied, overround
 from .pipeline import Pipeline, save_pipeline
-from .success import SIZES, band, by_odds, ground, sharpe, slices, success
+from .success import SIZES, band, by_odds, ground, slices, success
 
 # %% auto #0
 __all__ = ['Progress', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
@@ -170,14 +170,10 @@ def figures(
         test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), windows=[str(w) for w in found.windows],
         uniform_logloss=uniform_logloss(race), **boards, delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high],
         market_power=[w.power for w in found.pipelines], weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
-        bet_everything=everything, bankroll=_money(p), test_looks=test_looks, tripwires=wires,
+        bet_everything=everything, bankroll=betting.figures(bankroll(p)), test_looks=test_looks, tripwires=wires,
         tripped=[w["name"] for w in wires if w["tripped"]], seconds=round(found.seconds, 1), peak_mb=round(peak_mb()),
     )  # fmt: skip
     return result | _asked(p, boards, result["bankroll"], found.operation) | (_attained(boards) if "oracle" in boards else {})
-
-def _money(p: pl.DataFrame) -> dict:
-    path = bankroll(p)
-    return betting.figures(path) | dict(sharpe=sharpe(path["profit"].to_numpy(), (path["bankroll"] - path["profit"]).to_numpy(), path["day"].to_numpy()))
 
 def _asked(p: pl.DataFrame, boards: dict, money: dict, operation: dict) -> dict:
     "The specification's targets, and the gain slice by slice."

@@ -18,8 +18,8 @@ from .reports import table
 from .schema import WETNESS
 
 # %% auto #0
-__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'WET', 'ODDS', 'Target', 'sharpe', 'of_board', 'of_bets', 'success',
-           'band', 'ground', 'slices', 'by_odds', 'targets_page', 'slices_page']
+__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'WET', 'ODDS', 'Target', 'of_board', 'of_bets', 'success', 'band',
+           'ground', 'slices', 'by_odds', 'targets_page', 'slices_page']
 
 # %% ../nbs/61a_success.ipynb #cell005
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ TARGETS = (
     Target("brier", 0.15, True, "mean of (probability − win)² over starters; zero throughout scores the base rate", "Brier", ".4f"),
     Target("top1", 0.89, False, "share of races won by the runner ranked first, ties in expectation", "top-1", ".1%"),
     Target("roi", 0.25, False, "profit / turnover of the bets that were chosen; nobody who knows nothing is near it", "return", ".1%"),
-    Target("sharpe", 1.5, False, "mean / standard deviation of the return by race day, times √(race days in a year), no riskless rate", "Sharpe ratio", ".2f"),
+    Target("sharpe", 1.5, False, "mean / standard deviation of the return of a bet day, times √(bet days in a year), no riskless rate", "Sharpe ratio", ".2f"),
     Target("drawdown", 0.15, True, "deepest fall of the bankroll from its peak; without a bet it is 0", "drawdown", ".1%"),
     Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", "latency", ".0f"),
     Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", "model size", ".1f"),
@@ -56,19 +56,6 @@ STATES = ("met", "not met", "vacuous", "no figure")
 
 # %% ../nbs/61a_success.ipynb #cell007
 FEW = 100  # bets that say nothing
-
-def sharpe(
-    profit: np.ndarray,  # (days,) profit of each race day
-    before: np.ndarray,  # (days,) bankroll at its start
-    day: np.ndarray,  # (days,) its date, any type that counts in days
-) -> float | None:  # None if the days do not differ
-    "Annualised mean / standard deviation of daily returns (Sharpe 1994), days without a bet included."
-    daily = np.asarray(profit, float) / np.asarray(before, float)
-    spread = daily.std(ddof=1) if len(daily) > 1 else 0.0
-    if not spread > 0:
-        return None
-    span = (np.max(day) - np.min(day)).astype("timedelta64[D]").astype(float) + 1
-    return float(daily.mean() / spread * np.sqrt(len(daily) / span * 365.25))
 
 def of_board(
     board: Mapping | None,  # from `metrics.summary`
@@ -109,7 +96,7 @@ def _verdict(target: Target, value: float | None, trivial: float | None, doubt: 
 def success(
     boards: Mapping[str, Mapping],  # `metrics.summary` of `model`, and where there are `market`, `uniform`, `oracle`
     base: float | None = None,  # Brier score of zero throughout: Σ win² / n
-    bankroll: Mapping | None = None,  # `betting.backtest.figures`, with `sharpe`
+    bankroll: Mapping | None = None,  # `betting.backtest.figures`
     operation: Mapping | None = None,  # latency_ms, size_mb, training_min; any may be absent
 ) -> list[dict]:  # a row per target: name, means, wanted, at_most, model, market, uniform, oracle, trivial, state, why
     "The specification's table. A figure that is not there is None, never an error."

@@ -94,18 +94,10 @@ def test_a_figure_that_is_not_there_is_no_error(board, bets, use, all_of_them):
     assert su.targets_page(rows).count("<tr") == len(rows) + 1
 
 
-def test_sharpe_by_hand_and_without_a_figure():
-    day = np.datetime64("2024-01-01") + 7 * np.arange(53)
-    profit = np.where(np.arange(53) % 2, 3.0, -1.0)
-    daily = profit / 100
-    assert su.sharpe(profit, np.full(53, 100.0), day) == pytest.approx(daily.mean() / daily.std(ddof=1) * np.sqrt(53 / 365 * 365.25))
-    assert su.sharpe(0 * profit, np.full(53, 100.0), day) is None and su.sharpe(profit[:1], np.ones(1), day[:1]) is None
-
-
 def test_a_run_without_bets_has_no_figure():
     p, win, _, race, day = season(40)
     path = betting.run(p, np.full(len(p), 1.01), win, race, day)
-    money = betting.figures(path) | dict(sharpe=su.sharpe(path["profit"].to_numpy(), path["bankroll"].to_numpy(), path["day"].to_numpy()))
+    money = betting.figures(path)
     found = states({}, None, money)
     assert found["roi"] == found["sharpe"] == found["drawdown"] == "no figure"
 
