@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AsJson', 'SourceOption', 'BundleOption', 'Port', 'Mind', 'Anonymise', 'Host', 'app', 'features_app', 'main',
-           'simulate', 'ingest', 'fetch', 'score', 'features_list', 'features_build', 'backtest', 'train', 'promote',
-           'rollback', 'predict', 'serve', 'dashboard', 'lab', 'doctor', 'run']
+           'simulate', 'ingest', 'fetch', 'score', 'features_list', 'features_build', 'backtest', 'contest', 'train',
+           'promote', 'rollback', 'predict', 'serve', 'dashboard', 'lab', 'doctor', 'run']
 
 # %% ../nbs/79_cli.ipynb #cell002
 import sys
@@ -22,7 +22,7 @@ import typer
 from .config import Home
 from .config import home as home_of
 from .errors import BadInput, Leak, RacingError, Tampered
-from .terminal import Bar, Shared, near
+from .terminal import Bar, Shared, near, scoreboard, standings
 
 # %% ../nbs/79_cli.ipynb #cell005
 def _date(text: str) -> date:
@@ -242,19 +242,6 @@ def features_build(
     ctx.obj.answer(made, f"{made['features']} features of {made['starters']:,} starters in {near(out)} ({made['missing']:.1%} unknown, {made['seconds']:.1f} s)")
 
 # %% ../nbs/79_cli.ipynb #cell017
-_BOARDS = ("market", "market_recalibrated", "conditional_logit", "lightgbm_lambdarank", "lightgbm_softmax", "fundamental", "blend", "combined", "oracle")
-
-def _scoreboard(r: dict) -> str:
-    "The figures of a backtest as text."
-    lo, hi = r["delta_r2_ci"]
-    rows = [f"{b:<22}{r[b]['r2']:>8.4f}{r[b]['logloss']:>10.4f}{r[b]['top1']:>8.1%}{r[b]['brier']:>9.4f}{r[b]['ece']:>9.4f}" for b in _BOARDS if b in r]
-    return "\n".join([
-        f"{r['races']:,} test races, {r['starters']:,} starters, {r['test_from']} to {r['test_to']}; look {r['test_looks']} at this window",
-        f"{'':<22}{'R²':>8}{'log loss':>10}{'top 1':>8}{'Brier':>9}{'ECE':>9}", *rows,
-        f"ΔR² of combined over the recalibrated market: {r['delta_r2']:+.4f} (95% {lo:+.4f} to {hi:+.4f})",
-        *(f"tripwire: {name}" for name in r.get("tripped", [])), f"report: {near(r['report'])}   ({r['seconds']:.0f} s, {r['peak_mb']:,.0f} MB)",
-    ])  # fmt: skip
-
 @app.command(rich_help_panel="Research", epilog=_examples("racing backtest --source simulated --test-from 2021-04-05", "racing backtest --source hkjc --test-from 2023-01-01 --json"))
 def backtest(
     ctx: typer.Context,
@@ -274,7 +261,27 @@ def backtest(
     more = dict(families=families, scores=scores) | ({} if anonymise is None else dict(anonymise=anonymise))
     with Bar(f"backtest {source}") as bar:
         found = mainjob.report(ctx.obj.home, source, test_from, test_to, report, ",".join(override or []), bar, more)
-    ctx.obj.answer(found, "" if ctx.obj.json else _scoreboard(found))
+    ctx.obj.answer(found, "" if ctx.obj.json else scoreboard(found))
+
+@app.command(rich_help_panel="Research", epilog=_examples("racing contest --source hkjc --test-from 2022-01-01 --test-to 2022-12-31", "racing contest --source simulated --test-from 2021-04-05 --only lightgbm_lambdarank --only logistic_regression"))
+def contest(
+    ctx: typer.Context,
+    source: SourceOption,
+    test_from: Annotated[date, _day("--test-from", "First day of the test window; the year before it tunes, everything earlier trains")],
+    test_to: Annotated[date | None, _day("--test-to", "Last day; the last stored day by default")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the report; one in the home by default.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings of the models; the package's zoo.toml by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="A model of the zoo; may be given more than once; all by default.")] = None,
+    grouped: Annotated[bool, typer.Option("--grouped", help="Plain k-fold over races, for comparison: it trains on the future.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    "Train the whole zoo out of fold, stack it as specified and otherwise, and set all beside the market and the best predictor; resumes."
+    from racing_core import mainjob
+
+    more = dict(config=str(config or ""), only=",".join(only or []), folds_kind="grouped" if grouped else "walk_forward")
+    with Bar(f"contest {source}") as bar:
+        found = mainjob.report(ctx.obj.home, source, test_from, test_to, report, "", bar, more, notebook="20_contest")
+    ctx.obj.answer(found, "" if ctx.obj.json else standings(found))
 
 # %% ../nbs/79_cli.ipynb #cell018
 @app.command(rich_help_panel="Research", epilog=_examples("racing train --source hkjc", "racing train --source hkjc --until 2022-12-31 --out bundles/2022"))

@@ -19,6 +19,7 @@ from . import starts as st
 from .calibration import choose
 from .errors import BadInput
 from .experiments import Progress, peak_mb, warm
+from .features.leaks import alarms
 from .features.matrix import Matrix, build, matrix
 from .folds import Window, split
 from .market import likelihood_weights, market_utility
@@ -33,11 +34,12 @@ from .reports import table
 from .stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ['PLACES', 'GROUPS', 'TITLES', 'beyond', 'Field', 'Races', 'Contest', 'contest', 'figures', 'title', 'page']
+__all__ = ['PLACES', 'GROUPS', 'TITLES', 'beyond', 'Field', 'Races', 'Contest', 'contest', 'figures', 'title', 'page', 'rungs',
+           'weights_page', 'headline']
 
 # %% ../nbs/62b_contest.ipynb #cell005
 PLACES = (1.0, 0.6, 0.4)  # weights of the first three places
-GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best")
+GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
 
 def beyond() -> dict[str, Model]:
     "Models outside the zoo."
@@ -155,6 +157,7 @@ class Contest:
     seconds: float
     groups: dict[str, str]  # name to one of GROUPS
     folds: str  # which folds
+    alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
 
 def _groups(field: Field) -> dict[str, str]:
     ensembles = dict.fromkeys(("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble") | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
@@ -171,7 +174,8 @@ def contest(
 ) -> Contest:
     "All contestants on all windows."
     began = time.perf_counter()
-    X, y = matrix(build(starts) if frame is None else frame), Outcomes.of(starts)
+    frame = build(starts) if frame is None else frame
+    X, y = matrix(frame), Outcomes.of(starts)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
     windows, decided = split(dates, test_from, test_to), (np.bincount(X.race, y.win) > 0)[X.race]
     ready, priced = decided & warm(dates, windows[0].tune_from), has_market(odds, X.race)[X.race]
@@ -187,7 +191,7 @@ def contest(
         parts.append(keys.with_columns(pl.Series(k, v) for k, v in p.items()))
         told.append(more)
     kind = "walk forward" if field.kind == "walk_forward" else FUTURE
-    return Contest(pl.concat(parts), windows, told, time.perf_counter() - began, _groups(field), f"{field.folds} folds, {kind}")
+    return Contest(pl.concat(parts), windows, told, time.perf_counter() - began, _groups(field), f"{field.folds} folds, {kind}", alarms(frame, starts))
 
 # %% ../nbs/62b_contest.ipynb #cell012
 def figures(
@@ -195,10 +199,11 @@ def figures(
     test_looks: int,  # how often this window has been looked at
 ) -> dict:  # plain numbers, ready for JSON
     "A row for each contestant, and what a reader needs to believe them."
-    p, race = found.predictions, st.race_codes(found.predictions)
+    known = not found.predictions["true_p"].null_count()
+    p, race = found.predictions.with_columns(oracle="true_p"), st.race_codes(found.predictions)
     win, position, day = (p[c].to_numpy() for c in ("win", "position", "date"))
     rows = []
-    for name, group in found.groups.items():
+    for name, group in (found.groups | ({"oracle": "oracle"} if known else {})).items():
         q = p[name].to_numpy()
         s = summary(q, win, position, race, day)
         gain = delta_r2(p[f"{name} + price"].to_numpy(), p["market"].to_numpy(), win, race, day) if f"{name} + price" in p.columns else None
@@ -206,11 +211,13 @@ def figures(
         cost = {k: sum(t[k].get(name, 0) for t in found.told) for k in ("seconds", "bytes")} if group in ("zoo", "beyond") else {}
         rows.append(dict(name=name, group=group) | {k: s[k] for k in ("r2", "r2_ci", "logloss", "top1", "brier", "ece")} | dict(ndcg4=s["ndcg"]["linear@4"]) | more | cost)
     best = next(r for r in rows if r["group"] == "best")
-    wires = tripwires(summary(p["pipeline + price"].to_numpy(), win, position, race, day), delta_r2=best["delta_r2"])
+    priced = p["pipeline + price"].to_numpy()
+    beyond = {"beyond_oracle": delta_r2(priced, p["oracle"].to_numpy(), win, race, day).low} if known else {}
+    wires = tripwires(summary(priced, win, position, race, day), delta_r2=best["delta_r2"], more=beyond | found.alarms)
     return dict(
         races=int(race[-1]) + 1, starters=len(p), test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), test_looks=test_looks,
         folds=found.folds, contestants=rows, told=found.told, seconds=round(found.seconds, 1), peak_mb=round(peak_mb()), tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]],
+        tripped=[w["name"] for w in wires if w["tripped"]], **({"oracle": rows[-1]} if known else {}),
     )  # fmt: skip
 
 TITLES = {
@@ -237,3 +244,36 @@ def page(
         rows.append([f"{title(r['name'])}<small>{r['group']}</small>", f"{r['r2']:.4f}<small>{low:.3f} to {high:.3f}</small>", gain, f"{r['top1']:.1%}", f"{r['ndcg4']:.3f}", *cost])
         classes.append({"best": "head", "market": "mark"}.get(r["group"], ""))
     return table(["", "R²", "adds to the market", "top-1", "NDCG@4", "fits", "size"], rows, classes)
+
+# %% ../nbs/62b_contest.ipynb #cell013
+def rungs(
+    result: dict,  # from `figures`
+) -> dict[str, dict]:  # what `plots.ladder` draws, best first, the market among them
+    "R² of all, without a price where they have none of their own, with their intervals."
+    rows = sorted(result["contestants"], key=lambda r: -r["r2"])
+    named = {"market_raw": "market", "market": "market_recalibrated"}  # the names that a ladder gives its colours by
+    return {named.get(r["name"], title(r["name"])): dict(r2=r["r2"], r2_ci=r["r2_ci"]) for r in rows}
+
+def weights_page(
+    result: dict,  # from `figures`
+) -> str:  # HTML
+    "Weights of the last window."
+    last = result["told"][-1]
+    rows = [[title(n), f"{last['weights']['weighted_zoo'].get(n, 0):.2f}" if n in last["weights"]["weighted_zoo"] else "", f"{w:.2f}"] for n, w in last["weights"]["weighted_all"].items()]
+    said = f'<p class="note">Best of the zoo in the tuning year: {title(last["single_best"])}. Calibration chosen for the stack: {last["calibration"]}. '
+    said += f'Original features beside the scores: {", ".join(last["features"])}.</p>'
+    return table(["", "in the zoo", "among all"], rows) + said
+
+def headline(
+    result: dict,  # from `figures`
+    source: str,  # name in the store
+) -> str:  # HTML
+    "What was compared and who came out first."
+    rows = {r["name"]: r for r in result["contestants"]}
+    alone = max((r for r in rows.values() if r["group"] not in ("market", "oracle")), key=lambda r: r["r2"])
+    best, stack, market = rows["pipeline"], rows["stage_2b"], rows["market"]
+    gain, (low, high) = best["delta_r2"], best["delta_r2_ci"]
+    lead = f"Without a price, <b>{title(alone['name'])}</b> foresaw the winners of {result['races']:,} races best: R² {alone['r2']:.4f}, the stack as specified {stack['r2']:.4f}, the market {market['r2']:.4f}. "
+    lead += f"With the price, the best predictor adds <b>{gain:+.4f}</b> to the market (95% interval {low:+.4f} to {high:+.4f}).".replace("-", "−")
+    when = f"{result['test_from']} to {result['test_to']} · look number {result['test_looks']} at this window · {result['folds']}"
+    return f'<h1>Contest on {"a simulated world" if source == "simulated" else source}</h1><p class="when">{when}</p><p class="lead">{lead}</p>'

@@ -151,14 +151,16 @@ def report(
     out: Path | None = None,  # folder of the report; one in the home by default
     override: str = "",  # tripwires that may not stop the run
     progress: Progress = silent,
-    more: dict | None = None,  # further parameters of the notebook: families, scores, anonymise
+    more: dict | None = None,  # further parameters of the notebook
+    notebook: str = "10_backtest",  # of the folder reports
 ) -> dict:  # what was found, with the folder and the page of the report
-    "Run the backtest notebook."
+    "Run a notebook of reports on a test window."
     known_source(home, source)
-    out = out or home.runs / f"{source}-{test_from}-{test_to or 'end'}"
-    notebook = Path(racing_core.__file__).parent.parent / "reports" / "10_backtest.ipynb"
+    kind = "" if notebook == "10_backtest" else f"-{notebook[3:]}"
+    out = out or home.runs / f"{source}{kind}-{test_from}-{test_to or 'end'}"
+    file = Path(racing_core.__file__).parent.parent / "reports" / f"{notebook}.ipynb"
     asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override) | (more or {})
-    page = execute(notebook, out, asked, progress)
+    page = execute(file, out, asked, progress)
     return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page))
 
 @dataclass(frozen=True)

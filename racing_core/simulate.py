@@ -41,7 +41,7 @@ class World:
     "A simulated history: what a source would give, and what only the simulator knows."
 
     tables: dict[str, pl.DataFrame] = field(repr=False)  # canonical tables, source `simulated`
-    truth: pl.DataFrame = field(repr=False)  # race_id, runner_no, true_p, public_p of every starter
+    truth: pl.DataFrame = field(repr=False)  # race_id, runner_no, true_p, public_p, learnable_p of every starter
 
     def starts(self) -> pl.DataFrame:
         "The wide frame, a row per starter, `true_p` included."
@@ -323,23 +323,27 @@ def public_view(
     inefficiency: float,  # share of the attainable R² given up, 0 to below 1
 ) -> np.ndarray:  # (n,) win probabilities of the public
     "Softmax of utility plus error, flattened towards the outsiders, as wrong as asked."
+    return _belief(utility, error, race, _wrongness(utility, error, race, inefficiency))
+
+def _belief(utility: np.ndarray, error: np.ndarray, race: np.ndarray, size: float) -> np.ndarray:
+    return softmax((1 - 0.4 * size) * (utility + size * error), race)
+
+def _wrongness(utility: np.ndarray, error: np.ndarray, race: np.ndarray, inefficiency: float) -> float:
+    "How much error costs as much of the attainable R² as is asked."
     from scipy.optimize import brentq
 
     truth = softmax(utility, race)
     if inefficiency == 0 or np.ptp(utility) == 0:  # nothing to be wrong about
-        return truth
+        return 0.0
+    return brentq(lambda size: 1 - attainable(truth, _belief(utility, error, race, size), race) - inefficiency, 0, 2.5, xtol=1e-6)
 
-    def believe(size: float) -> np.ndarray:
-        return softmax((1 - 0.4 * size) * (utility + size * error), race)
-
-    return believe(brentq(lambda size: 1 - attainable(truth, believe(size), race) - inefficiency, 0, 2.5, xtol=1e-6))
-
-def _market(rng: np.random.Generator, run: dict[str, np.ndarray], inefficiency: float) -> tuple[np.ndarray, np.ndarray]:
-    "True and public win probabilities of the starters."
+def _market(rng: np.random.Generator, run: dict[str, np.ndarray], inefficiency: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "True and public win probabilities of the starters, and what the public would believe without its habits."
     race, blind = run["race"], run["blind"]
     blind = blind - race_sum(blind, race) / race_sum(np.ones(len(race)), race)
-    error = np.sqrt(0.7) * rng.normal(size=len(race)) + np.sqrt(0.3) * blind / max(blind.std(), 1e-9)
-    return softmax(run["utility"], race), public_view(run["utility"], error, race, inefficiency)
+    accident, habit = np.sqrt(0.7) * rng.normal(size=len(race)), np.sqrt(0.3) * blind / max(blind.std(), 1e-9)
+    size = _wrongness(run["utility"], accident + habit, race, inefficiency)
+    return softmax(run["utility"], race), *(_belief(run["utility"], error, race, size) for error in (accident + habit, accident))
 
 # %% ../nbs/04_simulate.ipynb #cell028
 _SYLLABLES = ["Ash", "Bel", "Cor", "Dun", "El", "Fen", "Glen", "Hal"], ["bury", "combe", "dale", "ford", "ham", "mere", "stoke", "wick"]
@@ -447,9 +451,9 @@ def simulate(
     key = {"race_id": tables["races"]["race_id"].gather(run["race"]), "runner_no": pl.Series(number)}
     tables |= {"runners": _runner_table(run, key), "weather": _weather_table(card, tables["races"]["race_id"])} | _result_tables(run, key)
     ran = ~run["scratched"]
-    true_p, public_p = _market(crowd, {k: v[ran] for k, v in run.items()}, inefficiency)
+    true_p, public_p, learnable_p = _market(crowd, {k: v[ran] for k, v in run.items()}, inefficiency)
     starters = pl.DataFrame(key).filter(ran).cast({"runner_no": pl.Int16})
     odds = np.clip(((1 - takeout) / public_p).round(2), 1.01, 99_999)
     tables["prices"] = starters.with_columns(stage=pl.lit("closing"), odds=pl.Series(odds))
-    truth = starters.with_columns(true_p=pl.Series(true_p), public_p=pl.Series(public_p))
+    truth = starters.with_columns(true_p=pl.Series(true_p), public_p=pl.Series(public_p), learnable_p=pl.Series(learnable_p))
     return World({name: conform(table, TABLES[name]) for name, table in tables.items()}, truth)

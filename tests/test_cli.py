@@ -24,7 +24,7 @@ from racing_core import cli, mainjob, terminal
 from racing_core.errors import Leak
 
 COMMANDS = [
-    "score",
+    "score", "contest",
     "simulate", "ingest", "fetch", "features list", "features build", "backtest", "train", "promote", "rollback",
     "predict", "serve", "dashboard", "lab", "doctor", "run",
 ]  # fmt: skip

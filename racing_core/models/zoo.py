@@ -66,10 +66,15 @@ def _fitting(kind: str, name: str, value: object, where: str) -> object:
 # %% ../../nbs/38_models.zoo.ipynb #cell007
 def zoo(
     config: Path | None = None,  # a TOML file; the package's own by default
+    only: Iterable[str] = (),  # kinds that are wanted; all by default
 ) -> dict[str, Model]:  # kind to the untrained model
     "The models of a configuration."
-    models = {}
-    for kind, given in settings(config).items():
+    models, said, wanted = {}, settings(config), list(only)
+    if unknown := [kind for kind in wanted if kind not in said]:
+        raise BadInput("no such model in the zoo", got=", ".join(unknown), expected=f"of {', '.join(said)}", where=str(config or "zoo.toml"))
+    for kind, given in said.items():
+        if wanted and kind not in wanted:
+            continue
         values = {name: _fitting(kind, name, value, str(config or "zoo.toml")) for name, value in given.items()}
         models[kind] = ZOO[kind](**_columns(kind) | values)
     _check_packages(models.values())
