@@ -29,16 +29,15 @@ from .models.linear import ConditionalLogit
 from .models.trees import SoftmaxTrees
 from .odds import has_market, implied, softmax
 from .oof import FUTURE, Scores, folds_of, out_of_fold
-from .pipeline import Pipeline
+from .pipeline import PLACES, Pipeline
 from .reports import table
 from .stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ['PLACES', 'GROUPS', 'TITLES', 'beyond', 'Field', 'Races', 'Contest', 'contest', 'figures', 'title', 'page', 'rungs',
+__all__ = ['GROUPS', 'TITLES', 'beyond', 'Field', 'Races', 'Contest', 'contest', 'figures', 'title', 'page', 'rungs',
            'weights_page', 'headline']
 
 # %% ../nbs/62b_contest.ipynb #cell005
-PLACES = (1.0, 0.6, 0.4)  # weights of the first three places
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
 
 def beyond() -> dict[str, Model]:

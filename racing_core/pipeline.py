@@ -21,19 +21,21 @@ from .models.trees import LambdaRank, SoftmaxTrees
 from .odds import has_market, softmax
 
 # %% auto #0
-__all__ = ['RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline',
+__all__ = ['PLACES', 'RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline',
            'save_pipeline', 'load_pipeline']
 
 # %% ../nbs/48_pipeline.ipynb #cell005
+PLACES = (1.0, 0.6, 0.4)  # weights of the first three places for the trees; the linear models do as well on the winner alone
+
 def fundamental_models() -> dict[str, Model]:
     "The models that see no price of the race."
-    models = ConditionalLogit(l2=200), LambdaRank(), SoftmaxTrees()
+    models = ConditionalLogit(l2=200), LambdaRank(), SoftmaxTrees(weights=PLACES)
     return {m.kind: m for m in models}
 
 def residual_models() -> dict[str, Model]:
     "The models that start from the price of the race and are held close to it."
     trees = dict(trees=180, learning_rate=0.03, leaves=6, min_rows=1000, l2=150, column_share=0.1)
-    models = ConditionalLogit(l2=3000), SoftmaxTrees(**trees, weights=(1.0, 0.6, 0.4))
+    models = ConditionalLogit(l2=3000), SoftmaxTrees(**trees, weights=PLACES)
     return {m.kind: m for m in models}
 
 RESIDUAL_SHARE = {"conditional_logit": 0.7, "lightgbm_softmax": 0.3}  # prior of the residual weights; equal shares for others
