@@ -34,7 +34,7 @@ from .reports import table
 from .stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ['GROUPS', 'TITLES', 'beyond', 'Field', 'Races', 'Contest', 'contest', 'figures', 'title', 'page', 'rungs',
+__all__ = ['GROUPS', 'TITLES', 'beyond', 'Entries', 'Races', 'Contest', 'contest', 'figures', 'title', 'page', 'rungs',
            'weights_page', 'headline']
 
 # %% ../nbs/62b_contest.ipynb #cell005
@@ -50,7 +50,7 @@ def beyond() -> dict[str, Model]:
     }
 
 @dataclass(frozen=True)
-class Field:
+class Entries:
     "Who competes, and how."
 
     zoo: dict[str, Model]  # the eight, or fewer
@@ -82,24 +82,24 @@ class Races:
         parts = (a[mask] for a in (self.odds, self.dates, self.past, self.later, self.test))
         return Races(self.X.rows(mask), self.y.rows(mask), *parts)
 
-def _scored(r: Races, field: Field, cache: Path | None, progress: Progress) -> tuple[Scores, Scores]:
+def _scored(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[Scores, Scores]:
     "Scores of the past out of fold, and of the test window."
     P = r.rows(r.past)
-    folds = folds_of(P.dates, P.X.race, field.folds, field.kind)
-    oof = out_of_fold(field.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done))
-    final = out_of_fold(field.models, r.X, r.y, [(r.past, r.test)], cache, lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done))
+    folds = folds_of(P.dates, P.X.race, entries.folds, entries.kind)
+    oof = out_of_fold(entries.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done))
+    final = out_of_fold(entries.models, r.X, r.y, [(r.past, r.test)], cache, lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done))
     return oof, final
 
-def _opinions(r: Races, field: Field, cache: Path | None, progress: Progress) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
+def _opinions(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
     "Name to log-probabilities of the past that was scored and of the test window; that past; what else is worth telling."
-    oof, final = _scored(r, field, cache, progress)
+    oof, final = _scored(r, entries, cache, progress)
     K = r.rows(r.past).rows(oof.known)
     U, V, T = oof.values[oof.known], final.values[r.test], r.rows(r.test)
     found = {}
     for j, name in enumerate(oof.names):
         scale = likelihood_weights(U[:, [j]], K.y.win, K.X.race)[0]
         found[name] = (scale * U[:, j], scale * V[:, j])
-    eight = [j for j, n in enumerate(oof.names) if n in field.zoo]
+    eight = [j for j, n in enumerate(oof.names) if n in entries.zoo]
     size = U.std(axis=0)
     combos = dict(average=np.isin(np.arange(len(size)), eight) / size, weighted_zoo=np.zeros(len(size)), weighted_all=weighted(U, K.y, K.X.race))
     combos["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.X.race)
@@ -110,7 +110,7 @@ def _opinions(r: Races, field: Field, cache: Path | None, progress: Progress) ->
     past, test = (stack.predict(s[:, eight], x) for s, x in ((U, K.X), (V, T.X)))
     found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
     told = dict(seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names}, bytes=final.sizes,
-                weights={"weighted_zoo": dict(zip(field.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)),
+                weights={"weighted_zoo": dict(zip(entries.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)),
                          "weighted_all": dict(zip(oof.names, combos["weighted_all"].round(4).tolist(), strict=True))},
                 features=list(stack.meta.columns))  # fmt: skip
     return found, K, told
@@ -129,14 +129,14 @@ def _with_market(u: np.ndarray, v: np.ndarray, K: Races, T: Races, power: float)
     w = likelihood_weights(np.stack([market_utility(own.odds, own.X.race, power), u[rows]], axis=1), own.y.win, own.X.race)
     return softmax(np.stack([market_utility(T.odds, T.X.race, power), v], axis=1) @ w, T.X.race)
 
-def _window(r: Races, field: Field, cache: Path | None, progress: Progress) -> tuple[dict[str, np.ndarray], dict]:
+def _window(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[dict[str, np.ndarray], dict]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
-    found, K, told = _opinions(r, field, cache, progress)
+    found, K, told = _opinions(r, entries, cache, progress)
     T = r.rows(r.test)
     progress("best predictor", 0.96)
-    best = field.make().fit(r.X, r.y, r.odds, r.past & ~r.later, r.later)
+    best = entries.make().fit(r.X, r.y, r.odds, r.past & ~r.later, r.later)
     p = best.predict(T.X, T.odds)
-    found["single_best"] = found[told.setdefault("single_best", _best_single(found, K, list(field.zoo)))]
+    found["single_best"] = found[told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))]
     probabilities = {"market_raw": implied(T.odds, T.X.race), "market": p["market"]}
     for name, (u, v) in found.items():
         probabilities |= {name: softmax(v, T.X.race), f"{name} + price": _with_market(u, v, K, T, best.power)}
@@ -158,15 +158,15 @@ class Contest:
     folds: str  # which folds
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
 
-def _groups(field: Field) -> dict[str, str]:
+def _groups(entries: Entries) -> dict[str, str]:
     ensembles = dict.fromkeys(("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble") | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
-    return {"market_raw": "market", "market": "market"} | dict.fromkeys(field.zoo, "zoo") | dict.fromkeys(field.beyond, "beyond") | ensembles | {"pipeline": "best"}
+    return {"market_raw": "market", "market": "market"} | dict.fromkeys(entries.zoo, "zoo") | dict.fromkeys(entries.beyond, "beyond") | ensembles | {"pipeline": "best"}
 
 def contest(
     starts: pl.DataFrame,  # the wide frame of everything known
     test_from: date,  # first day of the test window
     test_to: date | None,  # last day; the last there is by default
-    field: Field,
+    entries: Entries,
     cache: Path | None = None,  # folder of kept fits
     progress: Progress = lambda step, done: None,
     frame: pl.DataFrame | None = None,  # features of `starts`; built here by default
@@ -185,12 +185,12 @@ def contest(
             raise BadInput("no market to compare with", got=str(w), expected="priced races to tune and to test on", do="choose other dates")
         used = (w.train & ready) | later | test
         r = Races(X, y, odds, dates, (w.train & ready) | later, later, test).rows(used)
-        p, more = _window(r, field, cache, lambda step, done, i=i, w=w: progress(f"{w.test_from.year}: {step}", (i + done) / len(windows)))
+        p, more = _window(r, entries, cache, lambda step, done, i=i, w=w: progress(f"{w.test_from.year}: {step}", (i + done) / len(windows)))
         keys = starts.filter(test).select("race_id", "runner_no", "date", "odds", "true_p").with_columns(win=y.win[test], position=y.position[test])
         parts.append(keys.with_columns(pl.Series(k, v) for k, v in p.items()))
         told.append(more)
-    kind = "walk forward" if field.kind == "walk_forward" else FUTURE
-    return Contest(pl.concat(parts), windows, told, time.perf_counter() - began, _groups(field), f"{field.folds} folds, {kind}", alarms(frame, starts))
+    kind = "walk forward" if entries.kind == "walk_forward" else FUTURE
+    return Contest(pl.concat(parts), windows, told, time.perf_counter() - began, _groups(entries), f"{entries.folds} folds, {kind}", alarms(frame, starts))
 
 # %% ../nbs/62b_contest.ipynb #cell012
 def figures(
