@@ -222,6 +222,8 @@ def figures(
 TITLES = {
     "market_raw": "market", "market": "market, recalibrated", "single_best": "best of the zoo", "average": "plain average of the zoo", "weighted_zoo": "zoo, positive weights",
     "weighted_all": "all models, positive weights", "stage_2a": "stack, stage 2A", "stage_2b": "stack, stage 2B: as specified", "pipeline": "best predictor",
+    "lightgbm_lambdarank": "LightGBM LambdaRank", "lightgbm_classifier": "LightGBM classifier", "xgboost_pairwise": "XGBoost pairwise", "catboost_yetirank": "CatBoost YetiRank",
+    "tabnet": "TabNet",
 }  # fmt: skip
 
 def title(name: str) -> str:
