@@ -10,6 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from .market import likelihood_weights, market_utility
 from .metrics import delta_r2, summary, tripwires
 from .models.base import Model, Outcomes
 from .models.linear import ConditionalLogit
+from .models.neural import PlackettLuceNet
 from .models.trees import SoftmaxTrees
 from .odds import has_market, implied, softmax
 from .oof import FUTURE, Scores, folds_of, out_of_fold
@@ -41,13 +43,13 @@ __all__ = ['GROUPS', 'TITLES', 'beyond', 'Entries', 'Races', 'Contest', 'contest
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
 
 def beyond() -> dict[str, Model]:
-    "Models outside the zoo."
+    "Models outside the zoo; the network where torch is installed."
     return {
         "conditional_logit": ConditionalLogit(l2=400),
         "exploded_logit": ConditionalLogit(l2=400, weights=PLACES),
         "softmax_trees": SoftmaxTrees(),
         "exploded_trees": SoftmaxTrees(weights=PLACES),
-    }
+    } | ({"plackett_luce_net": PlackettLuceNet(weights=PLACES)} if find_spec("torch") else {})
 
 @dataclass(frozen=True)
 class Entries:

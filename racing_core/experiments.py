@@ -30,7 +30,7 @@ from .pipeline import Pipeline, save_pipeline
 from .success import SIZES, band, by_odds, ground, slices, success
 
 # %% auto #0
-__all__ = ['Progress', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
+__all__ = ['Progress', 'TERMS', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
 
 # %% ../nbs/62_experiments.ipynb #cell005
 def warm(
@@ -131,14 +131,25 @@ def stages(
     renamed = {{"market_raw": "market", "market": "market_recalibrated"}.get(k, k): p for k, p in found.items()}
     return renamed | ({} if predictions["true_p"].null_count() else {"oracle": predictions["true_p"].to_numpy()})
 
+TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(0.02)))
+
 def bankroll(
     predictions: pl.DataFrame,  # of a Backtest
     probability: str = "combined",  # column to bet on
 ) -> pl.DataFrame:  # a row per race day
     "A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the closing price that was chosen at."
-    p, race = predictions, st.race_codes(predictions)
-    controls = (minimum_edge(0.05), cap(0.02))
-    return betting.run(p[probability].to_numpy(), p["odds"].to_numpy(), p["win"].to_numpy(), race, p["date"].to_numpy(), fractional_kelly(0.25), controls)
+    return betting.run(*_bets(predictions, probability), **TERMS)
+
+def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
+    "Chances, prices, winners, races and days, as `betting.backtest` takes them."
+    return p[probability].to_numpy(), p["odds"].to_numpy(), p["win"].to_numpy(), st.race_codes(p), p["date"].to_numpy()
+
+def _placebo(p: pl.DataFrame) -> dict:
+    "The same bets where nothing can be won: on the market's own chances, and on winners drawn from them."
+    worlds = betting.placebos(*_bets(p), **TERMS)
+    drawn = worlds.filter(world="drawn from the market")["roi"].drop_nulls()
+    spread = dict(drawn_roi=drawn.mean(), drawn_roi_range=[drawn.min(), drawn.max()]) if len(drawn) else dict(drawn_roi=None, drawn_roi_range=None)
+    return dict(own_bets=worlds.filter(world="the market's own chances")["bets"].item(), draws=len(drawn)) | spread
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
@@ -170,7 +181,7 @@ def figures(
         test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), windows=[str(w) for w in found.windows],
         uniform_logloss=uniform_logloss(race), **boards, delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high],
         market_power=[w.power for w in found.pipelines], weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
-        bet_everything=everything, bankroll=betting.figures(bankroll(p)), test_looks=test_looks, tripwires=wires,
+        bet_everything=everything, bankroll=betting.figures(bankroll(p)), placebo=_placebo(p), test_looks=test_looks, tripwires=wires,
         tripped=[w["name"] for w in wires if w["tripped"]], seconds=round(found.seconds, 1), peak_mb=round(peak_mb()),
     )  # fmt: skip
     return result | _asked(p, boards, result["bankroll"], found.operation) | (_attained(boards) if "oracle" in boards else {})

@@ -437,7 +437,16 @@ def money(
     said += f"growth of the bankroll {_signed(b['growth'], '.1%')}, deepest fall {b['max_drawdown']:.1%}. "
     said += f"Backing every starter with one unit: {_signed(figures['bet_everything']['unit_on_each'], '.1%')}."
     few = " <b>So few bets say nothing.</b>" if b["bets"] < 100 else ""
-    return f'<p>{said}{few}</p><p class="note">{escape(b["label"])}</p>'
+    return f'<p>{said}{few}</p>{_placebo(figures)}<p class="note">{escape(b["label"])}</p>'
+
+def _placebo(figures: dict) -> str:
+    "How steady the bets were, and what they make of a world where nothing can be won."
+    b, q = figures["bankroll"], figures.get("placebo") or {}
+    steady = f"Sharpe's ratio {_signed(b['sharpe_bet_day'], '.2f')} a bet day, {_signed(b['sharpe'], '.2f')} a year; longest losing run {b['losing_days']} bet days. " if b.get("sharpe") is not None else ""
+    if q.get("drawn_roi") is None:
+        return f"<p>{steady}</p>" if steady else ""
+    low, high = (_signed(x, ".0%") for x in q["drawn_roi_range"])
+    return f"<p>{steady}Placebo: had the market's chances drawn the winners, the same bets would have returned {_signed(q['drawn_roi'], '.1%')} ({q['draws']} draws, {low} to {high}); on the market's own chances {q['own_bets']:,} bets are made.</p>"
 
 def facts(
     pairs: dict[str, Any],  # label to what is to be said
