@@ -81,6 +81,9 @@ def test_the_figures_are_kept_for_programs(page):
     found = result(page[0].parent)
     assert found.keys() >= PROMISED
     assert found["test_looks"] == 1 and found["tripwires"]
+    low, high = found["placebo"]["drawn_roi_range"]
+    assert low <= found["placebo"]["drawn_roi"] <= high and found["placebo"]["own_bets"] == 0 and found["placebo"]["draws"] <= 20
+    assert "Placebo" in page[0].read_text(encoding="utf-8")
     rows = pl.read_parquet(page[0].parent / "predictions.parquet")
     assert rows.height == found["starters"] and rows["race_id"].n_unique() == found["races"]
     assert not [p.name for p in page[0].parent.iterdir() if p.name.startswith(".")], "no draft is left"
