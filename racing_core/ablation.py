@@ -132,6 +132,7 @@ def forest(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 0.34 * len(found) + 0.9), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)  # the outermost ticks of two panels do not touch
     panels = figure.subplots(1, 2, sharey=True)
     for ax, what, title in zip(panels, ("change", "gain"), ("R² without a price, against all", "ΔR² over the market"), strict=True):
         _draw(ax, found.select(what, f"{what}_low", f"{what}_high").to_numpy())
@@ -139,7 +140,7 @@ def forest(
         ax.grid(axis="x", color="#e5e7eb")
         ax.set_axisbelow(True)
         ax.locator_params(axis="x", nbins=5)
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, labelcolor="#1f2937")
         ax.spines[:].set_visible(False)
     panels[0].set_yticks(range(len(found)), found["set"])
     panels[0].set_ylim(len(found) - 0.5, -0.5)

@@ -166,6 +166,10 @@ tr.mark td { background: var(--tint) } tr.head td { background: #e9f2f1; font-we
 tr.bad td { background: #fbeeea; color: var(--bad) } .bad-text { color: var(--bad) } .good-text { color: var(--good) }
 svg { width: 100%; height: auto; display: block; margin: .8em 0 } code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace } pre { font-size: .82rem; overflow-x: auto }
 .failed { background: #fbeeea; border-left: 4px solid var(--bad); border-radius: 4px; padding: 12px 16px; margin: 1.2em 0; color: var(--bad) }
+@media (max-width: 640px) {
+  main { padding: 28px 16px 56px } h1 { font-size: 1.6rem } td, th { padding: 6px 7px } div:has(> svg) { overflow-x: auto } svg { min-width: 560px }
+  th:first-child, td:first-child { min-width: 10.5em; padding-left: 8px; position: sticky; left: 0; background: #fff } td.text { overflow-wrap: anywhere }
+}
 @media print { main { padding: 0; max-width: none } h2 { break-after: avoid } table, svg { break-inside: avoid } }
 """
 
@@ -409,7 +413,7 @@ def window(
 ) -> str:  # HTML
     "How often, on what and after what the test window was looked at, and which races it could not use."
     f = figures
-    left = "; ".join(f"{reason}: {n:,} races" for reason, n in f["left_out"].items() if n) or "none"
+    left = "; ".join(f"{reason}: {n:,} race{'s' if n > 1 else ''}" for reason, n in f["left_out"].items() if n) or "none"
     gain = f" The oracle would gain {_signed(f['attainable_delta_r2'])} over the market; a model that shows more knows too much." if "attainable_delta_r2" in f else ""
     looks = f"{f['test_looks']}, this one included." + (" The intervals hold for the first; after that the eye has chosen." if f["test_looks"] > 1 else "")
     rows = [["looks at this test window", looks], ["races left out of the comparison", left], *([["what can be gained", gain.strip()]] if gain else [])]

@@ -48,9 +48,9 @@ TARGETS = (
     Target("roi", 0.25, False, "profit / turnover of the bets that were chosen; nobody who knows nothing is near it", "return", ".1%"),
     Target("sharpe", 1.5, False, "mean / standard deviation of the return of a bet day, times √(bet days in a year), no riskless rate", "Sharpe ratio", ".2f"),
     Target("drawdown", 0.15, True, "deepest fall of the bankroll from its peak; without a bet it is 0", "drawdown", ".1%"),
-    Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", "latency", ".0f"),
-    Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", "model size", ".1f"),
-    Target("training_min", 60, True, "the whole walk: features, training and prediction of every window, minutes; says nothing of skill", "training time", ".1f"),
+    Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", "latency, ms", ".0f"),
+    Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", "model size, MB", ".1f"),
+    Target("training_min", 60, True, "the whole walk: features, training and prediction of every window, minutes; says nothing of skill", "training time, minutes", ".1f"),
 )  # fmt: skip
 STATES = ("met", "not met", "vacuous", "no figure")
 
@@ -193,10 +193,10 @@ def targets_page(
         shown = ["–" if r[k] is None else f"{r[k]:{form}}".replace("-", "−") for k in ("model", "market", "uniform", "oracle")]
         css = {"met": "good-text", "not met": "bad-text"}.get(r["state"], "note")
         state = f'<span class="{css}">{r["state"]}</span>' + (f"<small>{escape(r['why'])}</small>" if r["why"] else "")
-        lines.append([f"{known[r['name']].title}<small>{escape(r['means'])}</small>", f"{sign} {r['wanted']:{form}}", *shown, state])
-    kept = [0, 1, 2, 3, 4, *([5] if any(r["oracle"] is not None for r in rows) else []), 6]
-    head = ["", "wanted", "market and models", "market", "uniform", "oracle", "verdict"]
-    return table([head[i] for i in kept], [[line[i] for i in kept] for line in lines], text=(0, len(kept) - 1))
+        lines.append([f"{known[r['name']].title}<small>{escape(r['means'])}</small>", state, f"{sign} {r['wanted']:{form}}", *shown])
+    kept = 7 if any(r["oracle"] is not None for r in rows) else 6
+    head = ["", "verdict", "wanted", "market and models", "market", "uniform", "oracle"]
+    return table(head[:kept], [line[:kept] for line in lines], text=(0, 1))
 
 def slices_page(
     found: Mapping,  # of a backtest: total races, races and hidden from `slices`, odds from `by_odds`
@@ -205,11 +205,13 @@ def slices_page(
     rows, classes, whole = [], [], [r for r in found["races"] if r["races"] == found["total"]]
     for r in (r for r in found["races"] if r not in whole):
         (low, high) = r["delta_r2_ci"]
-        rows.append([f"{_words(r['part'])}<small>{r['by']}</small>", f"{r['races']:,}", f"{r['r2']:.4f}", f"{r['market']:.4f}", f"{_signed(r['delta_r2'])}<small>{_signed(low)} to {_signed(high)}</small>"])
+        rows.append([f"{_words(r['part'])}<small>{r['by']}</small>", f"{_signed(r['delta_r2'])}<small>{_signed(low)} to {_signed(high)}</small>", f"{r['r2']:.4f}", f"{r['market']:.4f}", f"{r['races']:,}"])
         classes.append("bad" if high < 0 else "head" if low > 0 else "")
     left = "; ".join(f"{by}: {h['parts']} with {h['races']:,} races" for by, h in found["hidden"].items() if h["parts"]) or "none"
     alone = f" All races are of one {' and one '.join(r['by'] for r in whole)}: {', '.join(_words(r['part']) for r in whole)}." if whole else ""
     said = f'<p class="note">Left out for having fewer than {LEAST} races: {left}. Of twenty intervals one misses zero by luck.{alone}</p>'
-    bands = [[r["part"], f"{r['starters']:,}", f"{r['won']:,.1f}", *(f"{r[k]:,.1f}<small>{r[f'{w}ratio']:.3f}, {r[f'{w}ratio_ci'][0]:.2f} to {r[f'{w}ratio_ci'][1]:.2f}</small>" for k, w in (("expected", ""), ("market", "market_")))] for r in found["odds"]]
-    beside = table(["odds", "starters", "won", "expected by market and models<br>won / expected", "by the recalibrated market<br>won / expected"], bands)
-    return (table(["slice", "races", "R²", "market", "ΔR²"], rows, classes) if rows else "") + said + beside
+    bands = [[r["part"], f"{r['starters']:,}", f"{r['won']:,.1f}".removesuffix(".0"), *(f"{r[f'{w}ratio']:.3f}<small>{r[f'{w}ratio_ci'][0]:.2f} to {r[f'{w}ratio_ci'][1]:.2f}, {r[k]:,.1f} expected</small>" for k, w in (("expected", ""), ("market", "market_")))] for r in found["odds"]]
+    beside = table(["odds", "starters", "won", "won / expected by<br>market and models", "won / expected by<br>the recalibrated market"], bands)
+    if few := found.get("odds_hidden", {}).get("starters"):
+        beside += f'<p class="note">Left out: {few:,} starters at prices that fewer than {LEAST} had.</p>'
+    return (table(["slice", "ΔR²", "R²", "market", "races"], rows, classes) if rows else "") + said + beside
