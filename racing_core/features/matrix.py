@@ -23,9 +23,11 @@ from .registry import FAMILIES, Feature, Timeline, features, on_field, on_timeli
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ['CARD', 'History', 'names', 'compute', 'build', 'Matrix', 'matrix']
+__all__ = ['SMALL', 'CARD', 'History', 'names', 'compute', 'build', 'Matrix', 'matrix']
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
+SMALL = 500  # rows of a table that is not worth an index
+
 @dataclass(frozen=True)
 class History:
     "What was remembered after every start, one frame for each timeline."
@@ -47,20 +49,24 @@ class History:
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."
-        return History({t.name: self.tables[t.name][self._rows_of(t, runners)] for t in timelines()})
+        return History({t.name: self._few(t, runners) for t in timelines()})
 
     @cached_property
     def _index(self) -> dict[str, tuple[str, dict]]:
-        "For each timeline, its key of most values and the rows of each: a card's few entities are found without reading the others."
-        keys = {t.name: max(t.by, key=self.tables[t.name].n_unique) for t in timelines()}
+        "For each large table, its key of most values and the rows of each: a card's few entities are found without reading the others."
+        large = [t for t in timelines() if len(self.tables[t.name]) > SMALL]
+        keys = {t.name: max(t.by, key=self.tables[t.name].n_unique) for t in large}
         grouped = {name: self.tables[name].with_row_index("_row").group_by(key).agg("_row") for name, key in keys.items()}
-        return {name: (keys[name], dict(zip(g.to_series(0), g["_row"], strict=True))) for name, g in grouped.items()}
+        return {name: (keys[name], {k: np.array(rows) for k, rows in g.iter_rows()}) for name, g in grouped.items()}
 
-    def _rows_of(self, timeline: Timeline, runners: pl.DataFrame) -> pl.Series:
-        "Row numbers of what these runners meet, in the order of the table."
-        key, index = self._index[timeline.name]
-        found = [index[k] for k in runners[key].unique() if k in index]
-        return pl.concat(found).sort() if found else pl.Series([], dtype=pl.UInt32)
+    def _few(self, timeline: Timeline, runners: pl.DataFrame) -> pl.DataFrame:
+        "The rows of a table that these runners may meet, in its order; a small table whole."
+        table = self.tables[timeline.name]
+        if timeline.name not in self._index:
+            return table
+        key, rows = self._index[timeline.name]
+        found = [rows[k] for k in dict.fromkeys(runners[key]) if k in rows]
+        return table[np.sort(np.concatenate(found))] if found else table.clear()
 
     def save(self, folder: Path) -> None:
         "One Parquet file for each timeline."
