@@ -168,7 +168,7 @@ svg { width: 100%; height: auto; display: block; margin: .8em 0 } code { font: .
 .failed { background: #fbeeea; border-left: 4px solid var(--bad); border-radius: 4px; padding: 12px 16px; margin: 1.2em 0; color: var(--bad) }
 @media (max-width: 640px) {
   main { padding: 28px 16px 56px } h1 { font-size: 1.6rem } td, th { padding: 6px 7px } div:has(> svg) { overflow-x: auto } svg { min-width: 560px }
-  th:first-child, td:first-child { min-width: 10.5em; padding-left: 8px; position: sticky; left: 0; background: #fff } td.text { overflow-wrap: anywhere }
+  th:first-child, td:first-child { min-width: 10.5em; padding-left: 8px; position: sticky; left: 0; background: #fff } td.text { overflow-wrap: anywhere } td.text > span { white-space: nowrap }
 }
 @media print { main { padding: 0; max-width: none } h2 { break-after: avoid } table, svg { break-inside: avoid } }
 """
