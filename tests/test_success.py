@@ -148,9 +148,10 @@ def test_the_page_says_what_it_leaves_out():
     labels = {"course": np.where(race < 330, "Ashbury", "Fen<wick>"), "race type": np.full(len(race), "flat")}
     races, hidden = su.slices(p, uniform(race), win, race, day, labels)
     bands, few = su.by_odds(p, p, win, 1 / p + 1, day)
-    page = su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=few))
+    whole = dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=few)
+    page = su.slices_page(whole)
     assert "course: 1 with 70 races" in page and "of one race type: flat" in page and "<wick>" not in page
-    rare = su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=dict(parts=1, starters=88)))
-    assert "Left out: 88 starters" in rare and "starters at prices" not in su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=dict(parts=0, starters=0)))
+    rare, none = (su.slices_page(whole | dict(odds_hidden=dict(parts=int(n > 0), starters=n))) for n in (88, 0))
+    assert "Left out: 88 starters" in rare and "starters at prices" not in none
     nothing = su.slices_page(dict(total=40, races=[], hidden={"course": dict(parts=2, races=40)}, odds=[]))
     assert "course: 2 with 40 races" in nothing
