@@ -150,7 +150,8 @@ def test_the_page_says_what_it_leaves_out():
     bands, few = su.by_odds(p, p, win, 1 / p + 1, day)
     page = su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=few))
     assert "course: 1 with 70 races" in page and "of one race type: flat" in page and "<wick>" not in page
-    rare = su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=dict(parts=1, starters=88)))
-    assert "Left out: 88 starters" in rare and "starters at prices" not in su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=dict(parts=0, starters=0)))
+    for starters, said in ((88, True), (0, False)):
+        rare = su.slices_page(dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=dict(parts=int(said), starters=starters)))
+        assert ("Left out: 88 starters" in rare) == said and ("starters at prices" in rare) == said
     nothing = su.slices_page(dict(total=40, races=[], hidden={"course": dict(parts=2, races=40)}, odds=[]))
     assert "course: 2 with 40 races" in nothing
