@@ -25,7 +25,6 @@ def main() -> None:
     parser.add_argument("--races", type=int, default=20_000)
     parser.add_argument("--inefficiency", type=float, default=0.03)
     parser.add_argument("--takeout", type=float, default=0.175)
-    parser.add_argument("--edge", type=float, default=0.05, help="least edge of a bet")
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -49,10 +48,11 @@ def main() -> None:
         print(f"  combined reaches          {gain(combined) / gain(learnable):.0%} of the learnable, {gain(combined) / gain(truth):.0%} of the oracle's")
     seen = delta_r2(combined, market, win, race, day)
     print(f"  seen                      {seen.value:+.5f} [{seen.low:+.5f}, {seen.high:+.5f}]")
-    controls = (minimum_edge(args.edge), cap(0.02))
-    for name, q in (("combined", combined), ("oracle", truth)):
-        f = betting.figures(betting.run(q, odds, win, race, day, fractional_kelly(0.25), controls))
-        print(f"  bets of {name:<9}{f['bets']:>6,}" + (f"  return {f['roi']:+.3f} [{f['roi_ci'][0]:+.3f}, {f['roi_ci'][1]:+.3f}]" if f["bets"] else "  none"))
+    for edge in (0.0, 0.02, 0.05):
+        for name, q in (("combined", combined), ("oracle", truth)):
+            f = betting.figures(betting.run(q, odds, win, race, day, fractional_kelly(0.25), (minimum_edge(edge), cap(0.02))))
+            said = f"  return {f['roi']:+.3f} [{f['roi_ci'][0]:+.3f}, {f['roi_ci'][1]:+.3f}]" if f["bets"] else "  none"
+            print(f"  bets of {name:<9} on edges above {edge:.0%}{f['bets']:>8,}{said}")
 
 
 if __name__ == "__main__":
