@@ -347,12 +347,11 @@ def predict(
     from racing_core.bundle import read
     from racing_core.cardfile import read_cards
     from racing_core.mainjob import table
-    from racing_core.opinions import Opinions
     from racing_core.registry import locate
     from racing_core.serving.predictor import Predictor
 
     cards, left_out = read_cards(card, lenient)
-    predictor = Predictor(read(locate(ctx.obj.home, bundle)), Opinions.of(ctx.obj.home))
+    predictor = Predictor.of(read(locate(ctx.obj.home, bundle)), ctx.obj.home)
     answers = [(a := predictor.predict(c)).model_copy(update=dict(warnings=[*a.warnings, *left_out])) for c in cards]
     facts = [a.model_dump(mode="json") for a in answers]
     ctx.obj.answer(facts[0] if len(facts) == 1 else dict(races=facts), "\n\n".join(map(table, answers)))

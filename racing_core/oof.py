@@ -22,10 +22,10 @@ from .errors import BadInput
 from .features.matrix import Matrix
 from .folds import walk_forward
 from .models.base import Model, Outcomes, params, save_model
-from .odds import race_sum
+from .odds import centred
 
 # %% auto #0
-__all__ = ['Folds', 'FUTURE', 'grouped', 'folds_of', 'Fit', 'fit_once', 'Scores', 'out_of_fold', 'centred']
+__all__ = ['Folds', 'FUTURE', 'grouped', 'folds_of', 'Fit', 'fit_once', 'Scores', 'out_of_fold']
 
 # %% ../nbs/42_oof.ipynb #cell005
 Folds = list[tuple[np.ndarray, np.ndarray]]  # (n,) bool: rows to train on, rows to score
@@ -131,10 +131,3 @@ def out_of_fold(
             seconds[name], sizes[name] = seconds.get(name, 0.0) + fit.seconds, fit.size
             values[score, j] = centred(fit.scores, X.rows(score).race)
     return Scores(values, tuple(models), seconds, sizes)
-
-def centred(
-    x: np.ndarray,  # (n,) utilities
-    race: np.ndarray,  # (n,) race codes
-) -> np.ndarray:  # (n,)
-    "Less the mean of the race."
-    return x - race_sum(x, race) / race_sum(np.ones(len(x)), race)

@@ -15,9 +15,8 @@ from .features.matrix import Matrix
 from .folds import walk_forward
 from .market import likelihood_weights
 from .models.base import Outcomes, relative
-from .models.trees import _lightgbm
-from .odds import softmax
-from .oof import centred
+from .models.trees import _lightgbm, relevance
+from .odds import centred, softmax
 
 # %% auto #0
 __all__ = ['MetaFeatures', 'TwoStage', 'weighted']
@@ -116,8 +115,7 @@ class TwoStage:
         "Rows in an order that knows no result: LightGBM breaks first ties by it."
         at = np.flatnonzero(rows)
         at = at[np.lexsort((*N[at].T, race[at]))]
-        relevance = np.clip(5 - np.nan_to_num(y.position[at], nan=99), 0, 4).astype(int)
-        return lightgbm.Dataset(N[at], relevance, group=np.unique(race[at], return_counts=True)[1])
+        return lightgbm.Dataset(N[at], relevance(y.position[at]), group=np.unique(race[at], return_counts=True)[1])
 
     def _unclipped(self, M: np.ndarray, race: np.ndarray) -> np.ndarray:
         return softmax(self.scale * self.booster.predict(np.column_stack([M, self.logistic.decision_function(M)])), race)

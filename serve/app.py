@@ -19,7 +19,6 @@ from racing_core.bundle import manifest_of, read
 from racing_core.config import Home
 from racing_core.config import home as home_of
 from racing_core.errors import RacingError
-from racing_core.opinions import Opinions
 from racing_core.serving.contract import EXAMPLE, Card, Health, Prediction
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
@@ -66,7 +65,7 @@ class PredictAPI(litserve.LitAPI):
         self.bundle_folder, self.home = bundle_folder, home
 
     def setup(self, device: str) -> None:
-        self.predictor = None if self.bundle_folder is None else Predictor(read(self.bundle_folder), Opinions.of(self.home))
+        self.predictor = None if self.bundle_folder is None else Predictor.of(read(self.bundle_folder), self.home)
         if self.predictor:
             self.predictor.predict(Card.model_validate(EXAMPLE))  # so that the first client does not wait for lazy imports
 

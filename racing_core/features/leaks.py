@@ -16,7 +16,7 @@ import polars as pl
 from .. import starts as st
 from ..errors import Leak
 from .matrix import names
-from ..odds import has_market, implied
+from ..odds import centred, has_market, implied
 
 # %% ../../nbs/29a_features.leaks.ipynb #cell005
 Build = Callable[[pl.DataFrame], pl.DataFrame]  # the wide frame to race_id, runner_no, date and features
@@ -111,14 +111,10 @@ def like_the_price(
     for name in columns:
         x = ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         both = ~np.isnan(x + price)
-        u, v = (_centred(x[both], race[both]) for x in (x, price))
+        u, v = (centred(x[both], race[both]) for x in (x, price))
         size = np.sqrt((u @ u) * (v @ v))
         rows.append(dict(feature=name, correlation=float(abs(u @ v) / size) if both.sum() >= ENOUGH and size else 0.0))
     return pl.DataFrame(rows, schema={"feature": pl.String, "correlation": pl.Float64}).sort("correlation", descending=True)
-
-def _centred(x: np.ndarray, race: np.ndarray) -> np.ndarray:
-    "Less the mean of the race."
-    return x - (np.bincount(race, x) / np.maximum(np.bincount(race), 1))[race]
 
 def alarms(
     frame: pl.DataFrame,  # features

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from ..bundle import Bundle
+from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
 from ..opinions import Opinions, origins, speak
@@ -41,6 +42,11 @@ class Predictor:
 
     bundle: Bundle
     opinions: Opinions | None = None  # read where the bundle was trained on a language model's scores; nobody is asked
+
+    @classmethod
+    def of(cls, bundle: Bundle, home: Home) -> Predictor:
+        "With the home's cache of semantic scores, where the bundle listens to a language model; no other opens it."
+        return cls(bundle, Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None)
 
     @property
     def speaks(self) -> bool:
