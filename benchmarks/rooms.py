@@ -11,7 +11,7 @@ from racing_core.betting import exotics
 from racing_core.features.matrix import build, matrix
 from racing_core.models.base import Outcomes, relative
 from racing_core.models.zoo import zoo
-from racing_core.preprocess import FeatureSelector, MulticollinearityReducer
+from racing_core.models.preprocess import FeatureSelector, MulticollinearityReducer
 from racing_core.simulate import simulate
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from racing_core import starts as st
 from racing_core.betting import backtest as betting
 from racing_core.betting.staking import cap, fractional_kelly, minimum_edge
-from racing_core.experiments import backtest
+from racing_core.lab.backtest import backtest
 from racing_core.market import likelihood_weights
 from racing_core.metrics import delta_r2
 from racing_core.odds import softmax

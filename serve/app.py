@@ -15,10 +15,10 @@ import litserve
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from racing_core.bundle import manifest_of, read
 from racing_core.config import Home
 from racing_core.config import home as home_of
 from racing_core.errors import RacingError
+from racing_core.release.bundle import manifest_of, read
 from racing_core.serving.contract import EXAMPLE, Card, Health, Prediction
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor

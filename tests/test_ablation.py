@@ -7,13 +7,14 @@ import polars as pl
 import pytest
 
 from racing_core import starts as st
-from racing_core.ablation import ablate, columns, page, sets
 from racing_core.errors import BadInput
-from racing_core.experiments import backtest
 from racing_core.features.matrix import names
 from racing_core.features.registry import FAMILIES, features
+from racing_core.lab.ablation import ablate, columns, sets
+from racing_core.lab.backtest import backtest
 from racing_core.metrics import mcfadden_r2
 from racing_core.models.linear import ConditionalLogit
+from racing_core.pages.ablation import page
 from racing_core.pipeline import Pipeline
 from racing_core.simulate import simulate
 

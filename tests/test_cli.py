@@ -20,7 +20,8 @@ from test_data_clients import env as keys
 from test_data_clients import listed, result
 from test_data_http import Loopback, status
 
-from racing_core import cli, mainjob, terminal
+from racing_core.app import main as cli
+from racing_core.app import mainjob, terminal
 from racing_core.errors import Leak
 
 COMMANDS = [
@@ -34,7 +35,7 @@ RACES = 1800
 
 def racing(*args: object, home: Path | None = None, timeout: float = 900, **kw) -> subprocess.CompletedProcess:
     "The command as the shell calls it."
-    argv = [sys.executable, "-c", "import sys; from racing_core.cli import main; sys.exit(main())", *(["--home", str(home)] if home else []), *map(str, args)]
+    argv = [sys.executable, "-c", "import sys; from racing_core.app.main import main; sys.exit(main())", *(["--home", str(home)] if home else []), *map(str, args)]
     return subprocess.run(argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw)
 
 
@@ -84,7 +85,7 @@ def test_top_help_lists_every_command_and_the_exit_codes(capsys):
 
 def test_help_pays_for_no_heavy_import():
     heavy = {"numpy", "polars", "pandas", "lightgbm", "sklearn", "mlflow", "torch", "rich", "pydantic", "scipy", "matplotlib"}
-    code = "import sys, racing_core.cli; print(*{m.split('.')[0] for m in sys.modules})"
+    code = "import sys, racing_core.app.main; print(*{m.split('.')[0] for m in sys.modules})"
     assert not heavy & set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
@@ -313,7 +314,7 @@ def test_weather_that_came_later_does_not_hide_the_results(tmp_path):
 
 
 def test_a_warning_is_one_plain_line(monkeypatch, capsys, tmp_path):
-    from racing_core import doctor
+    from racing_core.app import doctor
 
     def examine(home):
         for _ in range(3):
@@ -337,7 +338,7 @@ def test_the_service_starts_answers_and_stops(home, card):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
         assert str(port) in answer("serve", "--port", port, home=home, code=2)["got"]
-    argv = [sys.executable, "-c", "import sys; from racing_core.cli import main; sys.exit(main())", "--home", str(home), "serve", "--port", str(port), "--json"]
+    argv = [sys.executable, "-c", "import sys; from racing_core.app.main import main; sys.exit(main())", "--home", str(home), "serve", "--port", str(port), "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV) as server:
         try:
             url = json.loads(server.stdout.readline())["url"]

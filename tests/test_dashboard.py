@@ -15,17 +15,17 @@ import polars as pl
 import psutil
 import pytest
 
-from racing_core import dashboard
 from racing_core.config import Home, home
 from racing_core.data.ingest import ingest_world
-from racing_core.explain import chart, movers, sentences, strongest
 from racing_core.features.matrix import matrix
 from racing_core.models.linear import ConditionalLogit
 from racing_core.odds import softmax
+from racing_core.pages import raceday as dashboard
 from racing_core.pipeline import Pipeline
-from racing_core.registry import promote
+from racing_core.release.registry import promote
+from racing_core.release.training import train
+from racing_core.serving.explain import chart, movers, sentences, strongest
 from racing_core.simulate import simulate
-from racing_core.training import train
 
 KEY = ["race_id", "runner_no"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -145,7 +145,7 @@ def server(place):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = "import sys, pathlib as p; from racing_core import config as c, dashboard as d; h, n, f = sys.argv[1:]; d.serve(c.home(h), int(n), p.Path(f))"
+    start = "import sys, pathlib as p; from racing_core import config as c; from racing_core.pages import raceday as d; h, n, f = sys.argv[1:]; d.serve(c.home(h), int(n), p.Path(f))"
     arguments = [str(place.root), str(port), str(NOTEBOOK)]
     log = (place.root / "voila.log").open("w")
     process = subprocess.Popen([sys.executable, "-c", start, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=place.root)

@@ -14,7 +14,7 @@ from racing_core.errors import BadInput
 from racing_core.features import leaks, semantic, student
 from racing_core.features.matrix import History, build, compute
 from racing_core.features.registry import features
-from racing_core.llm import Score, Settings
+from racing_core.semantic.scorer import Score, Settings
 from racing_core.simulate import simulate
 
 NAMES = [f.name for f in features("semantic")]

@@ -23,9 +23,9 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 
-from racing_core.cache import DiskCache, RedisCache, once
 from racing_core.errors import BadInput, Tampered
-from racing_core.llm import Score, Settings, Subject, budget_key, clean, era, hide, lookup, messages, parse, prefetch, schema
+from racing_core.memo import DiskCache, RedisCache, once
+from racing_core.semantic.scorer import Score, Settings, Subject, budget_key, clean, era, hide, lookup, messages, parse, prefetch, schema
 
 DAY, NOW = date(2025, 3, 1), datetime(2025, 3, 1, 8)
 KEY = "sk-very-secret-0123456789"

@@ -164,7 +164,7 @@ def test_a_saved_forest_holds_no_objects(season, tmp_path):
 
 
 def test_collinear_columns_are_chosen_in_the_training_fold_alone(season):
-    from racing_core.preprocess import MulticollinearityReducer
+    from racing_core.models.preprocess import MulticollinearityReducer
 
     X, y, _ = season
     Z, won, half = relative(X), y.win > 0, X.race < X.race.max() // 2

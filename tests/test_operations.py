@@ -7,15 +7,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from racing_core import bundle, registry
 from racing_core.config import Home
 from racing_core.data.ingest import ingest_world
 from racing_core.errors import BadInput, Tampered
-from racing_core.experiments import backtest, figures, gain_by_year
+from racing_core.lab.backtest import backtest, figures, gain_by_year
 from racing_core.models.linear import ConditionalLogit
 from racing_core.pipeline import Pipeline
+from racing_core.release import bundle, registry
+from racing_core.release.training import train
 from racing_core.simulate import simulate
-from racing_core.training import train
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -13,23 +13,23 @@ import pytest
 from test_cli import answer, racing
 from test_llm import fast, service  # noqa: F401  (fixtures)
 
-from racing_core.bundle import read
-from racing_core.cache import open_cache
+from racing_core.app.mainjob import next_week
 from racing_core.config import home as home_of
 from racing_core.data.base import Parsed, Quarantine
 from racing_core.data.ingest import ingest_world
 from racing_core.data.store import Store, write
 from racing_core.errors import BadInput
 from racing_core.features.matrix import History, compute
-from racing_core.llm import Score
-from racing_core.mainjob import next_week
+from racing_core.memo import open_cache
 from racing_core.models.linear import ConditionalLogit
-from racing_core.opinions import Opinions, _who, account, matrix_of, speak
 from racing_core.pipeline import Pipeline
+from racing_core.release.bundle import read
+from racing_core.release.training import train
+from racing_core.semantic.opinions import Opinions, _who, account, matrix_of, speak
+from racing_core.semantic.scorer import Score
 from racing_core.serving.contract import card_frame
 from racing_core.serving.predictor import Predictor
 from racing_core.simulate import simulate
-from racing_core.training import train
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -66,7 +66,7 @@ def fill(opinions: Opinions, starts: pl.DataFrame) -> None:
 @pytest.fixture(scope="module")
 def listening(house, starts, tmp_path_factory):
     "A bundle trained on a model's scores, and the settings of that model."
-    from racing_core.llm import Settings
+    from racing_core.semantic.scorer import Settings
 
     told = Opinions(open_cache(house, env={}), Settings(model="listened-to", cutoff=date(2000, 1, 1)))
     fill(told, starts)
@@ -170,7 +170,7 @@ def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(house, 
 
 
 def test_races_to_come_are_asked_about_when_they_come_in(house, starts, service, monkeypatch):  # noqa: F811
-    from racing_core import asking
+    from racing_core.app import asking
 
     coming = starts.filter(pl.col("race_id") == starts["race_id"][-1])
     day = date(2040, 5, 1)

@@ -7,21 +7,23 @@ import numpy as np
 import polars as pl
 import pytest
 
-from racing_core import metrics, reports, tracking
+from racing_core import metrics
 from racing_core import starts as st
-from racing_core.ablation import quick
 from racing_core.betting.backtest import OPTIMISTIC
 from racing_core.config import home
 from racing_core.errors import BadInput, Leak
-from racing_core.experiments import backtest, bankroll, figures
 from racing_core.features import leaks
 from racing_core.features.matrix import build
 from racing_core.folds import Window, split
+from racing_core.lab import tracking, walk
+from racing_core.lab.ablation import quick
+from racing_core.lab.backtest import backtest, bankroll, figures
+from racing_core.lab.targets import success
 from racing_core.odds import has_market, implied, overround
+from racing_core.pages import report as reports
 from racing_core.pipeline import Pipeline
 from racing_core.schema import STATUS
 from racing_core.simulate import Effects, simulate
-from racing_core.success import success
 
 WORLD = simulate(races=1400, seed=11, inefficiency=0.01, effects=Effects(ability=1.1))  # as hard to foresee as real races
 STARTS = WORLD.starts()
@@ -48,7 +50,7 @@ def ran(starts: pl.DataFrame, frame: pl.DataFrame | None = None) -> dict:
 def stopped(found: dict) -> str:
     "What the run says when it stops."
     with pytest.raises(Leak) as raised:
-        reports.stop_if_tripped(found, [])
+        walk.stop_if_tripped(found, [])
     return str(raised.value)
 
 
@@ -64,7 +66,7 @@ def honest(frame):
 
 def test_0_the_honest_run_passes_every_gate(honest, frame):
     assert {w["name"] for w in honest["tripwires"]} == set(reports.WIRES) - {"beyond_oracle"}
-    reports.stop_if_tripped(honest, [])
+    walk.stop_if_tripped(honest, [])
     leaks.demand_clean(leaks.screen(frame, STARTS))
     assert honest["left_out"] == {"no winner": 0, "not fully priced": 0}
 
@@ -259,7 +261,7 @@ def test_7_what_can_be_had_is_not_called_a_leak(frame):
     knowing = figures(type(found)(rows, *(getattr(found, f) for f in list(found.__dataclass_fields__)[1:])), 1)
     wire = {w["name"]: w for w in knowing["tripwires"]}
     assert knowing["delta_r2"] == pytest.approx(knowing["attainable_delta_r2"]) and not wire["beyond_oracle"]["tripped"]
-    reports.stop_if_tripped(knowing, [])
+    walk.stop_if_tripped(knowing, [])
     assert bankroll(rows).height > 10
 
 
@@ -267,9 +269,9 @@ def test_a_wire_is_overridden_by_its_name_and_no_other_way(frame):
     found = ran(as_if_real(STARTS), frame.with_columns(official_rating=-STARTS["margin_lengths"].fill_null(20).log1p()))
     tripped = [w["name"] for w in found["tripwires"] if w["tripped"]]
     assert len(tripped) > 1
-    reports.stop_if_tripped(found, tripped)
+    walk.stop_if_tripped(found, tripped)
     for name in tripped:
         with pytest.raises(Leak, match=name):
-            reports.stop_if_tripped(found, [t for t in tripped if t != name])
+            walk.stop_if_tripped(found, [t for t in tripped if t != name])
     with pytest.raises(BadInput, match="all"):
-        reports.overridden("all")
+        walk.overridden("all")

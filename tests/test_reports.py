@@ -10,12 +10,13 @@ import nbformat
 import polars as pl
 import pytest
 
-from racing_core import reports, tracking
 from racing_core.config import home
 from racing_core.data.base import Parsed, Quarantine
 from racing_core.data.ingest import ingest_world
 from racing_core.data.store import Store, write
 from racing_core.errors import BadInput, Leak, RacingError
+from racing_core.lab import notebook, tracking
+from racing_core.pages import report as reports
 from racing_core.simulate import simulate
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "10_backtest.ipynb"
@@ -55,7 +56,7 @@ def asked(house, source: str, **more) -> dict:
 def page(house):
     "The report on the simulated world, and the steps that were told."
     steps = []
-    file = reports.execute(NOTEBOOK, house.runs / "sim", asked(house, "simulated"), lambda step, done: steps.append((step, done)))
+    file = reports.publish(NOTEBOOK, house.runs / "sim", asked(house, "simulated"), lambda step, done: steps.append((step, done)))
     return file, steps
 
 
@@ -116,7 +117,7 @@ def test_a_leak_on_real_results_fails_the_run_by_name_and_keeps_its_figures(hous
     tracking.look(house, "restated", date(2019, 8, 1), date(2019, 12, 31), datetime(2026, 1, 1, tzinfo=UTC))
     out = house.runs / "leaking"
     with pytest.raises(Leak, match="top1") as raised:
-        reports.execute(NOTEBOOK, out, asked(house, "restated", override="auc"))
+        reports.publish(NOTEBOOK, out, asked(house, "restated", override="auc"))
     assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
     found = result(out)
     assert "top1" in found["tripped"] and found["test_looks"] == 2, "an overlapping window was looked at before"
@@ -132,7 +133,7 @@ def test_a_leak_on_real_results_fails_the_run_by_name_and_keeps_its_figures(hous
 )
 def test_what_cannot_be_run_is_refused_in_a_sentence(house, tmp_path, more, word):
     with pytest.raises(BadInput, match=word):
-        reports.execute(NOTEBOOK, tmp_path / "out", asked(house, "simulated") | more)
+        reports.publish(NOTEBOOK, tmp_path / "out", asked(house, "simulated") | more)
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -148,16 +149,16 @@ def test_the_kernel_is_this_interpreter_whatever_is_called_python3(tmp_path, mon
     other.mkdir(parents=True)
     (other / "kernel.json").write_text(json.dumps(dict(argv=["/nowhere/python", "-f", "{connection_file}"], display_name="another", language="python")))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
-    page = reports.execute(small(tmp_path, "import sys; print(sys.executable)"), tmp_path / "out", {})
+    page = reports.publish(small(tmp_path, "import sys; print(sys.executable)"), tmp_path / "out", {})
     assert sys.executable in page.read_text(encoding="utf-8")
 
 
 def test_the_whole_run_has_a_deadline(tmp_path):
     with pytest.raises(RacingError, match="did not finish"):
-        reports.execute(small(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", {}, timeout=2)
+        notebook.execute(small(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", {}, timeout=2)
 
 
 def test_a_failure_that_is_not_ours_says_where(tmp_path):
     with pytest.raises(RacingError, match=r"ZeroDivisionError.*In \[2\] of small\.ipynb"):
-        reports.execute(small(tmp_path, "x = 0", "1 / x"), tmp_path / "out", {})
+        reports.publish(small(tmp_path, "x = 0", "1 / x"), tmp_path / "out", {})
     assert "ZeroDivisionError" in (tmp_path / "out" / "small.html").read_text(encoding="utf-8")

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from racing_core import bundle
 from racing_core.errors import Tampered
 from racing_core.features.matrix import History, compute, matrix
 from racing_core.models.base import Outcomes
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.trees import SoftmaxTrees
 from racing_core.pipeline import Pipeline
+from racing_core.release import bundle
 from racing_core.serving.contract import EXAMPLE, Card, card_frame, ranks
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor, sample_card
@@ -309,7 +309,7 @@ def test_a_tampered_bundle_is_refused_by_name(small_bundle, tmp_path):
 def test_answering_needs_no_heavy_library(small_bundle):
     code = f"""
 import sys
-from racing_core.bundle import read
+from racing_core.release.bundle import read
 from racing_core.serving.contract import EXAMPLE, Card
 from racing_core.serving.predictor import Predictor
 Predictor(read({str(small_bundle)!r})).predict(Card.model_validate(EXAMPLE))

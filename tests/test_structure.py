@@ -84,8 +84,8 @@ def loaded(code: str) -> list[str]:
 
 
 def test_importing_the_package_wakes_nothing_heavy():
-    assert loaded("import racing_core, racing_core.cli") == []
-    assert loaded("import racing_core.experiments, racing_core.bundle, racing_core.registry, racing_core.tracking") == []
+    assert loaded("import racing_core, racing_core.app.main") == []
+    assert loaded("import racing_core.lab.backtest, racing_core.release.bundle, racing_core.release.registry, racing_core.lab.tracking") == []
     assert loaded("import racing_core.models.zoo; racing_core.models.zoo.settings()") == []
 
 
@@ -96,7 +96,7 @@ def importers(package: str) -> set[str]:
 
 
 def test_only_tracking_and_registry_know_mlflow():
-    assert importers("mlflow") <= {"racing_core/tracking.py", "racing_core/registry.py"}
+    assert importers("mlflow") <= {"racing_core/lab/tracking.py", "racing_core/release/registry.py"}
 
 
 def test_no_pickle_is_ever_loaded():

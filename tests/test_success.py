@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from racing_core import success as su
 from racing_core.betting import backtest as betting
 from racing_core.betting.backtest import OPTIMISTIC
+from racing_core.lab import targets as su
 from racing_core.metrics import brier, summary, uniform
 from racing_core.odds import softmax
+from racing_core.pages import targets as pages
 
 SOUND = dict(bets=900, roi=0.31, roi_ci=[0.1, 0.5], sharpe=1.9, max_drawdown=0.1, label="paid at a later price")
 FAST = dict(latency_ms=20.0, size_mb=1.5, training_min=2.0)
@@ -91,7 +92,7 @@ def test_a_figure_that_is_not_there_is_no_error(board, bets, use, all_of_them):
     assert [r["name"] for r in rows] == [t.name for t in su.TARGETS] and {r["state"] for r in rows} <= set(su.STATES)
     for r in rows:
         assert (r["state"] == "no figure") == (r["model"] is None or np.isnan(r["model"]))
-    assert su.targets_page(rows).count("<tr") == len(rows) + 1
+    assert pages.targets_page(rows).count("<tr") == len(rows) + 1
 
 
 def test_a_run_without_bets_has_no_figure():
@@ -149,9 +150,9 @@ def test_the_page_says_what_it_leaves_out():
     races, hidden = su.slices(p, uniform(race), win, race, day, labels)
     bands, few = su.by_odds(p, p, win, 1 / p + 1, day)
     whole = dict(total=400, races=races, hidden=hidden, odds=bands, odds_hidden=few)
-    page = su.slices_page(whole)
+    page = pages.slices_page(whole)
     assert "course: 1 with 70 races" in page and "of one race type: flat" in page and "<wick>" not in page
-    rare, none = (su.slices_page(whole | dict(odds_hidden=dict(parts=int(n > 0), starters=n))) for n in (88, 0))
+    rare, none = (pages.slices_page(whole | dict(odds_hidden=dict(parts=int(n > 0), starters=n))) for n in (88, 0))
     assert "Left out: 88 starters" in rare and "starters at prices" not in none
-    nothing = su.slices_page(dict(total=40, races=[], hidden={"course": dict(parts=2, races=40)}, odds=[]))
+    nothing = pages.slices_page(dict(total=40, races=[], hidden={"course": dict(parts=2, races=40)}, odds=[]))
     assert "course: 2 with 40 races" in nothing

@@ -15,7 +15,7 @@ from .asof import last_n, rate
 from .connections import JOCKEY, TRAINER
 from .form import HORSE
 from .registry import feature, memory
-from ..llm import Score, Settings, Subject, era, hide
+from ..semantic.scorer import Score, Settings, Subject, era, hide
 
 # %% auto #0
 __all__ = ['LEXICON', 'TROUBLE', 'EFFORT', 'UNWELL', 'MIN_PAIRS', 'RIDGE', 'PRICE_SLOPE', 'NO_COMMENTS', 'REPLACED', 'FACTS',
@@ -439,7 +439,7 @@ def fallbacks(
 def overlay(
     card: pl.DataFrame,
     frame: pl.DataFrame,  # what `compute` made of it, row by row
-    scores: dict[tuple[str, str], Score],  # by (kind, id): what `racing_core.llm.lookup` found
+    scores: dict[tuple[str, str], Score],  # by (kind, id): what `racing_core.semantic.scorer.lookup` found
     settings: Settings,
 ) -> pl.DataFrame:  # the frame with scores replaced, and jockey_origin, trainer_origin, horse_origin, era
     "A model's scores over the fallback, and the origin of every value."

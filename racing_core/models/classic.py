@@ -38,7 +38,7 @@ class LogisticRegression(Model):
     def _fitted(self, Z: np.ndarray, won: np.ndarray) -> tuple[np.ndarray, float]:
         "Coefficients on the columns as they come, and the intercept."
         from sklearn.linear_model import LogisticRegression as Classifier
-        from racing_core.preprocess import steps
+        from racing_core.models.preprocess import steps
 
         parts = steps(Classifier(C=self.C, max_iter=1000), reduce=self.reduce, oversample=self.oversample, seed=self.seed).fit(Z, won)
         kept = parts["reduce"].get_support() if self.reduce else np.ones(Z.shape[1], dtype=bool)
@@ -130,7 +130,7 @@ class RandomForest(Model):
 
     def _fit(self, Z: np.ndarray, y: Outcomes, race: np.ndarray, offset: np.ndarray) -> None:
         from sklearn.ensemble import RandomForestClassifier
-        from racing_core.preprocess import steps
+        from racing_core.models.preprocess import steps
 
         forest = RandomForestClassifier(self.trees, max_depth=self.depth, min_samples_split=self.min_split, random_state=self.seed, n_jobs=self.threads or -1)
         parts = steps(forest, scale=False, reduce=self.reduce, oversample=self.oversample, seed=self.seed).fit(Z, y.win > 0)
