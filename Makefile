@@ -20,7 +20,7 @@ run: $(VENV)/.run ## the main job: simulate, features, backtest, report, bundle,
 test: lint notebooks suite ## the whole suite: notebooks, package, reports, service, pages
 
 lint: $(VENV)/.test
-	@$(BIN)/ruff check racing_core serve tests benchmarks setup.py
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check .
 
 notebooks: $(VENV)/.test ## run every notebook with its assertions
 	@$(ONE) $(BIN)/nbdev_test --n_workers 2 --flags slow

@@ -1,4 +1,5 @@
 """Package metadata comes from settings.ini alone; this file only hands it to setuptools."""
+
 from configparser import ConfigParser
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
@@ -11,18 +12,28 @@ cfg = ConfigParser(delimiters=["="])
 cfg.read(ROOT / "settings.ini", encoding="utf-8")
 meta = cfg["DEFAULT"]
 
-extras = {key.removeprefix("extra_"): value.split() for key, value in meta.items() if key.startswith("extra_")}
+extras = {
+    key.removeprefix("extra_"): value.split()
+    for key, value in meta.items()
+    if key.startswith("extra_")
+}
 extras["all"] = sorted({package for packages in extras.values() for package in packages})
 
 
 class WithReports(build_py):
-    "A wheel carries the reports, which stand beside the package in a checkout; see `racing_core.config.shipped`."
+    """A wheel carries the reports, which stand beside the package in a checkout; see
+    `racing_core.config.shipped`."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
             shipped = Path(self.build_lib) / "racing_core" / "_shipped"
-            copytree(ROOT / "reports", shipped / "reports", dirs_exist_ok=True, ignore=ignore_patterns(".*", "__pycache__"))
+            copytree(
+                ROOT / "reports",
+                shipped / "reports",
+                dirs_exist_ok=True,
+                ignore=ignore_patterns(".*", "__pycache__"),
+            )
             copy(ROOT / "requirements.lock", shipped)
 
 
@@ -39,5 +50,8 @@ setup(
     package_data={"racing_core": ["*.toml", "data/*.toml", "data/*.csv"]},
     install_requires=meta["requirements"].split(),
     extras_require=extras,
-    entry_points={"console_scripts": meta["console_scripts"].split("\n"), "nbdev": [f"{meta['lib_path']}={meta['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": meta["console_scripts"].split("\n"),
+        "nbdev": [f"{meta['lib_path']}={meta['lib_path']}._modidx:d"],
+    },
 )

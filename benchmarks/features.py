@@ -10,7 +10,12 @@ from racing_core.simulate import simulate
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--races", type=int, default=85_000, help="races of the simulated history, about 12 starters each")
+    parser.add_argument(
+        "--races",
+        type=int,
+        default=85_000,
+        help="races of the simulated history, about 12 starters each",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -32,9 +37,15 @@ def main() -> None:
     latest = timed("keep the latest rows", history.latest)
     compute(card, latest)  # the first one makes the index of the history
     cards = [timed("features of one card", lambda: compute(card, latest)) for _ in range(50)]
-    times = sorted(row[1] for row in rows[-len(cards):])
-    rows[-len(cards):] = [(f"one card, {what} of {len(cards)}", 1000 * times[i], peak()) for what, i in (("median", 25), ("slowest", -1))]
-    print(f"{len(starts):,} starters, {frame.width - 3} features\n{'step':28}{'time':>12}{'peak MB':>9}")
+    times = sorted(row[1] for row in rows[-len(cards) :])
+    rows[-len(cards) :] = [
+        (f"one card, {what} of {len(cards)}", 1000 * times[i], peak())
+        for what, i in (("median", 25), ("slowest", -1))
+    ]
+    print(
+        f"{len(starts):,} starters, {frame.width - 3}"
+        f" features\n{'step':28}{'time':>12}{'peak MB':>9}"
+    )
     for step, took, mb in rows:
         print(f"{step:28}{took:9.2f}{' ms' if 'one card' in step else ' s '}{mb:9.0f}")
 

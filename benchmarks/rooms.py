@@ -10,16 +10,23 @@ from racing_core import starts as st
 from racing_core.betting import exotics
 from racing_core.features.matrix import build, matrix
 from racing_core.models.base import Outcomes, relative
-from racing_core.models.zoo import zoo
 from racing_core.models.preprocess import FeatureSelector, MulticollinearityReducer
+from racing_core.models.zoo import zoo
 from racing_core.simulate import simulate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--races", type=int, default=6_400, help="races of the simulated history, about 12 starters each")
+    parser.add_argument(
+        "--races",
+        type=int,
+        default=6_400,
+        help="races of the simulated history, about 12 starters each",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", action="store_true", help="also fit every model of the zoo once, on all races")
+    parser.add_argument(
+        "--models", action="store_true", help="also fit every model of the zoo once, on all races"
+    )
     args = parser.parse_args()
 
     def timed(step: str, call):
@@ -39,9 +46,16 @@ def main() -> None:
     timed(f"collinear columns of {Z.shape[1]}", lambda: MulticollinearityReducer().fit(Z, won))
     timed("select 30 columns", lambda: FeatureSelector().fit(Z[:, :60], won))
     powers = timed("stage powers of four places", lambda: exotics.fit(p, position, race))
-    for name, model in (("Harville", exotics.harville), ("stage powers", exotics.stage_powers(powers)), ("Henery", exotics.stern(np.inf))):
+    for name, model in (
+        ("Harville", exotics.harville),
+        ("stage powers", exotics.stage_powers(powers)),
+        ("Henery", exotics.stern(np.inf)),
+    ):
         for pool in ("exacta", "trifecta"):
-            timed(f"joint loss, {pool}, {name}", lambda pool=pool, model=model: exotics.joint_loss(p, position, race, pool, model))
+            timed(
+                f"joint loss, {pool}, {name}",
+                lambda pool=pool, model=model: exotics.joint_loss(p, position, race, pool, model),
+            )
     for name, model in zoo().items() if args.models else ():
         timed(f"fit {name}", lambda model=model: model.fit(X, y))
 

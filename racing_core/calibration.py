@@ -17,12 +17,26 @@ from .metrics import bootstrap_ratio, by_race, race_logloss
 from .odds import check_race, log_softmax, race_sum, softmax
 
 # %% auto #0
-__all__ = ['FLOOR', 'KINDS', 'SLOPE', 'Make', 'CANDIDATES', 'shares', 'Calibrator', 'from_dict', 'Isotonic', 'Platt',
-           'RaceSoftmax', 'Choice', 'choose']
+__all__ = [
+    "FLOOR",
+    "KINDS",
+    "SLOPE",
+    "Make",
+    "CANDIDATES",
+    "shares",
+    "Calibrator",
+    "from_dict",
+    "Isotonic",
+    "Platt",
+    "RaceSoftmax",
+    "Choice",
+    "choose",
+]
 
 # %% ../nbs/43_calibration.ipynb #cell005
 FLOOR = 1e-6  # no starter gets less, but for the scaling to one: a zero that wins costs a likelihood everything
 KINDS: dict[str, type[Calibrator]] = {}
+
 
 def shares(
     q: np.ndarray,  # (n,) anything from 0 up, higher is likelier
@@ -31,14 +45,23 @@ def shares(
     "Scaled to one in the race, with a floor under every starter."
     q = np.asarray(q, dtype=np.float64)
     race = check_race(race, len(q))
-    if (bad := np.flatnonzero(~(q >= 0) | np.isinf(q) | ~(race_sum(np.nan_to_num(q), race) > 0))).size:
-        raise BadInput("no probability", got=float(q[bad[0]]), expected="0 or more, and somebody with a chance", where=f"row {bad[0]}, race {race[bad[0]]}")
+    if (
+        bad := np.flatnonzero(~(q >= 0) | np.isinf(q) | ~(race_sum(np.nan_to_num(q), race) > 0))
+    ).size:
+        raise BadInput(
+            "no probability",
+            got=float(q[bad[0]]),
+            expected="0 or more, and somebody with a chance",
+            where=f"row {bad[0]}, race {race[bad[0]]}",
+        )
     q = np.maximum(q / race_sum(q, race), FLOOR)
     return q / race_sum(q, race)
 
+
 @dataclass
 class Calibrator:
-    "The identity, and what the others are made of: `_fit` and `_apply` see checked probabilities above zero."
+    """The identity, and what the others are made of: `_fit` and `_apply` see checked probabilities
+    above zero."""
 
     kind: ClassVar[str] = "identity"
 
@@ -54,8 +77,14 @@ class Calibrator:
         "Learn from races that were decided; others are passed over."
         p, win = shares(p, race), np.asarray(win, dtype=np.float64)
         if win.shape != p.shape or not (decided := race_sum(win, race) > 0).any():
-            raise BadInput("no race to calibrate on", got=f"{win.shape} shares of the win, {win.sum():g} winners", expected=f"{p.shape}, a winner at least")
-        self._fit(p[decided], win[decided], np.unique(np.asarray(race)[decided], return_inverse=True)[1])
+            raise BadInput(
+                "no race to calibrate on",
+                got=f"{win.shape} shares of the win, {win.sum():g} winners",
+                expected=f"{p.shape}, a winner at least",
+            )
+        self._fit(
+            p[decided], win[decided], np.unique(np.asarray(race)[decided], return_inverse=True)[1]
+        )
         return self
 
     def apply(
@@ -75,7 +104,9 @@ class Calibrator:
     def _apply(self, p: np.ndarray, race: np.ndarray) -> np.ndarray:
         return p
 
+
 KINDS["identity"] = Calibrator
+
 
 def from_dict(
     state: dict,  # what `to_dict` returned
@@ -85,6 +116,7 @@ def from_dict(
     if kind not in KINDS:
         raise BadInput("no such calibrator", got=kind, expected=", ".join(KINDS))
     return KINDS[kind](**state)
+
 
 # %% ../nbs/43_calibration.ipynb #cell008
 @dataclass
@@ -105,6 +137,7 @@ class Isotonic(Calibrator):
     def _apply(self, p: np.ndarray, race: np.ndarray) -> np.ndarray:
         return p if self.x is None else (1 - self.MIX) * np.interp(p, self.x, self.y) + self.MIX * p
 
+
 @dataclass
 class Platt(Calibrator):
     "1 / (1 + exp(−intercept − slope · ln(p / (1 − p))))."
@@ -124,24 +157,30 @@ class Platt(Calibrator):
             off = expit(z) - win
             return float((np.logaddexp(0, z) - win * z).sum()), np.array([off @ x, off.sum()])
 
-        self.slope, self.intercept = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(SLOPE, None), (None, None)]).x.tolist()
+        self.slope, self.intercept = minimize(
+            loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(SLOPE, None), (None, None)]
+        ).x.tolist()
 
     def _apply(self, p: np.ndarray, race: np.ndarray) -> np.ndarray:
         from scipy.special import expit
 
         return expit(self.slope * _logit(p) + self.intercept)
 
+
 SLOPE = 0.05  # the flattest that a correction may be: it keeps the order
+
 
 def _logit(p: np.ndarray) -> np.ndarray:
     "Log-odds; the one starter of a walkover is given a rival for the sake of arithmetic."
     p = np.minimum(p, 1 - FLOOR)
     return np.log(p) - np.log1p(-p)
 
+
 # %% ../nbs/43_calibration.ipynb #cell010
 @dataclass
 class RaceSoftmax(Calibrator):
-    "softmax of a rising line over ln p, with bends and with a slope that may depend on the number of starters."
+    """softmax of a rising line over ln p, with bends and with a slope that may depend on the number
+    of starters."""
 
     kind: ClassVar[str] = "race_softmax"
     bends: int = 0  # where the slope may change
@@ -150,7 +189,10 @@ class RaceSoftmax(Calibrator):
     slopes: list[float] | None = None  # below, between and above them
     by_size: float = 0.0  # added to every slope for a unit of ln(starters) above `centre`
     centre: float = 0.0  # ln(starters) at which nothing is added
-    sizes: tuple[float, float] = (1, 99)  # smallest and largest field that was seen; beyond them nothing is extrapolated
+    sizes: tuple[float, float] = (
+        1,
+        99,
+    )  # smallest and largest field that was seen; beyond them nothing is extrapolated
     PRIOR: ClassVar[float] = 10.0  # ½·PRIOR·(slope − 1)² is paid
 
     def _parts(self, p: np.ndarray, race: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,35 +205,63 @@ class RaceSoftmax(Calibrator):
         from scipy.optimize import minimize
 
         # bends where the winners are: there the likelihood has something to say
-        self.knots = np.unique(np.quantile(np.log(p[win > 0]), np.linspace(0, 1, self.bends + 2)[1:-1])).tolist() if self.bends else []
+        self.knots = (
+            np.unique(
+                np.quantile(np.log(p[win > 0]), np.linspace(0, 1, self.bends + 2)[1:-1])
+            ).tolist()
+            if self.bends
+            else []
+        )
         starters = np.bincount(race)
-        self.centre, self.sizes = float(np.log(starters).mean()), (int(starters.min()), int(starters.max()))
+        self.centre, self.sizes = (
+            float(np.log(starters).mean()),
+            (int(starters.min()), int(starters.max())),
+        )
         x, size = self._parts(p, race)
         columns = x.shape[1]
 
         def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
             slope = w[:columns] + size[:, None] * w[columns]
-            rising, log_p = slope > SLOPE, log_softmax((np.maximum(slope, SLOPE) * x).sum(axis=1), race)
+            rising, log_p = (
+                slope > SLOPE,
+                log_softmax((np.maximum(slope, SLOPE) * x).sum(axis=1), race),
+            )
             off = (np.exp(log_p) - win)[:, None] * x * rising
             pull = self.PRIOR * (w - np.append(np.ones(columns), 0))
-            return 0.5 / self.PRIOR * pull @ pull - win @ log_p, np.append(off.sum(axis=0), size @ off.sum(axis=1)) + pull
+            return (
+                0.5 / self.PRIOR * pull @ pull - win @ log_p,
+                np.append(off.sum(axis=0), size @ off.sum(axis=1)) + pull,
+            )
 
         bounds = [(SLOPE, None)] * columns + [(None, None) if self.sized else (0, 0)]
-        best = minimize(loss, np.append(np.ones(columns), 0.0), jac=True, method="L-BFGS-B", bounds=bounds).x
+        best = minimize(
+            loss, np.append(np.ones(columns), 0.0), jac=True, method="L-BFGS-B", bounds=bounds
+        ).x
         self.slopes, self.by_size = best[:columns].tolist(), float(best[columns])
 
     def _apply(self, p: np.ndarray, race: np.ndarray) -> np.ndarray:
         if self.slopes is None:
             return p
         x, size = self._parts(p, race)
-        return softmax((np.maximum(np.array(self.slopes) + size[:, None] * self.by_size, SLOPE) * x).sum(axis=1), race)
+        return softmax(
+            (np.maximum(np.array(self.slopes) + size[:, None] * self.by_size, SLOPE) * x).sum(
+                axis=1
+            ),
+            race,
+        )
+
 
 # %% ../nbs/43_calibration.ipynb #cell015
 Make = Callable[[], Calibrator]
 CANDIDATES: dict[str, Make] = {
-    "identity": Calibrator, "temperature": RaceSoftmax, "platt": Platt, "size": lambda: RaceSoftmax(sized=True),
-    "bends": lambda: RaceSoftmax(bends=3), "isotonic": Isotonic,
-}  # fmt: skip
+    "identity": Calibrator,
+    "temperature": RaceSoftmax,
+    "platt": Platt,
+    "size": lambda: RaceSoftmax(sized=True),
+    "bends": lambda: RaceSoftmax(bends=3),
+    "isotonic": Isotonic,
+}
+
 
 class Choice(NamedTuple):
     "The calibrator that was chosen, fitted, and how it was."
@@ -200,7 +270,10 @@ class Choice(NamedTuple):
     name: str
     table: pl.DataFrame  # a row per candidate: name, logloss out of fold, gain on the identity with low and high (95%), chosen
 
-def _out_of_fold(make: Make, p: np.ndarray, win: np.ndarray, race: np.ndarray, fold: np.ndarray) -> np.ndarray:
+
+def _out_of_fold(
+    make: Make, p: np.ndarray, win: np.ndarray, race: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
     "(R,) log loss of each race under a calibrator that has not seen its day."
     q = np.empty(len(p))
     for k in np.unique(fold):
@@ -209,27 +282,42 @@ def _out_of_fold(make: Make, p: np.ndarray, win: np.ndarray, race: np.ndarray, f
         q[here] = make().fit(p[~here], win[~here], other).apply(p[here], own)
     return race_logloss(q, win, race)
 
+
 def choose(
     p: np.ndarray,  # (n,) win probability on the validation window
     win: np.ndarray,  # (n,) shares of the win
     race: np.ndarray,  # (n,) race codes
     day: np.ndarray,  # (n,) race day
-    candidates: dict[str, Make] | None = None,  # name to an unfitted calibrator, from the stiffest to the freest
+    candidates: (
+        dict[str, Make] | None
+    ) = None,  # name to an unfitted calibrator, from the stiffest to the freest
     folds: int = 5,  # over race days
 ) -> Choice:
     "The stiffest calibrator that is as good as the best on race days it has not seen."
     candidates = candidates or CANDIDATES
     code = np.unique(day, return_inverse=True)[1]
     if not 2 <= folds <= code.max() + 1:
-        raise BadInput("cannot fold", got=f"{folds} folds over {code.max() + 1} race days", expected="two folds or more, and a race day for each")
-    loss = {name: _out_of_fold(make, p, win, race, code % folds) for name, make in candidates.items()}
+        raise BadInput(
+            "cannot fold",
+            got=f"{folds} folds over {code.max() + 1} race days",
+            expected="two folds or more, and a race day for each",
+        )
+    loss = {
+        name: _out_of_fold(make, p, win, race, code % folds) for name, make in candidates.items()
+    }
     best, days = min(loss.values(), key=np.mean), by_race(day, race)
     behind = {name: _with_error(x - best, days) for name, x in loss.items()}
     name = next(name for name, (mean, error) in behind.items() if mean <= error)
     first = next(iter(loss.values()))
     gains = [bootstrap_ratio(first - x, np.ones(len(x)), days) for x in loss.values()]
-    rows = [dict(name=n, logloss=float(x.mean()), gain=g.value, low=g.low, high=g.high, chosen=n == name) for (n, x), g in zip(loss.items(), gains, strict=True)]
+    rows = [
+        dict(
+            name=n, logloss=float(x.mean()), gain=g.value, low=g.low, high=g.high, chosen=n == name
+        )
+        for (n, x), g in zip(loss.items(), gains, strict=True)
+    ]
     return Choice(candidates[name]().fit(p, win, race), name, pl.DataFrame(rows))
+
 
 def _with_error(x: np.ndarray, day: np.ndarray) -> tuple[float, float]:
     "Mean over races and its standard error, race days being independent (Liang and Zeger 1986)."

@@ -18,10 +18,11 @@ from .config import Home
 from .errors import BadInput, Tampered
 
 # %% auto #0
-__all__ = ['DAY_S', 'Cache', 'DiskCache', 'RedisCache', 'open_cache', 'once']
+__all__ = ["DAY_S", "Cache", "DiskCache", "RedisCache", "open_cache", "once"]
 
 # %% ../nbs/01b_memo.ipynb #cell005
 DAY_S = 24 * 3600.0
+
 
 class Cache(Protocol):
     "A shared dictionary of JSON values."
@@ -39,10 +40,12 @@ class Cache(Protocol):
         "Give a claim back."
 
     def spend(self, key: str, amount: float, limit: float | None = None) -> bool:
-        "Add to a total that may not pass the limit; False, and nothing added, where it would. Without a limit it is always added."
+        """Add to a total that may not pass the limit; False, and nothing added, where it would.
+        Without a limit it is always added."""
 
     def spent(self, key: str) -> float:
         "The total so far."
+
 
 # %% ../nbs/01b_memo.ipynb #cell007
 @cache
@@ -55,10 +58,16 @@ def _json_disk() -> type:
 
         def fetch(self, mode, filename, value, read):
             if mode == MODE_PICKLE:
-                raise Tampered("a cached value is a pickle", got=filename or "a row of the cache", expected="JSON", do="delete the cache folder")
+                raise Tampered(
+                    "a cached value is a pickle",
+                    got=filename or "a row of the cache",
+                    expected="JSON",
+                    do="delete the cache folder",
+                )
             return super().fetch(mode, filename, value, read)
 
     return JSONOnly
+
 
 class DiskCache:
     "A cache in a folder; values stay until they are pushed out."
@@ -70,7 +79,10 @@ class DiskCache:
     ):
         import diskcache
 
-        self.life_s, self._store = life_s, diskcache.Cache(str(folder), disk=_json_disk(), timeout=5, size_limit=2**28)
+        self.life_s, self._store = (
+            life_s,
+            diskcache.Cache(str(folder), disk=_json_disk(), timeout=5, size_limit=2**28),
+        )
 
     def get_many(self, keys: list[str]) -> dict[str, Any]:
         found = {key: self._store.get(key) for key in keys}
@@ -95,8 +107,10 @@ class DiskCache:
     def spent(self, key: str) -> float:
         return self._store.get(f"spent:{key}") or 0.0
 
+
 # %% ../nbs/01b_memo.ipynb #cell011
 _LOG = logging.getLogger("racing_core.memo")
+
 
 class RedisCache:
     "A cache in Redis; values live a day."
@@ -110,9 +124,17 @@ class RedisCache:
         import redis
 
         try:
-            self._store = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=True, protocol=2)
+            self._store = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                decode_responses=True,
+                protocol=2,
+            )
         except ValueError as e:
-            raise BadInput("RACING_REDIS_URL cannot be used", expected="redis://host:port/db") from e
+            raise BadInput(
+                "RACING_REDIS_URL cannot be used", expected="redis://host:port/db"
+            ) from e
         self.life_s, self._failed, self._quiet = life_s, redis.RedisError, False
 
     def get_many(self, keys: list[str]) -> dict[str, Any]:
@@ -122,7 +144,11 @@ class RedisCache:
             if not self._quiet:
                 _LOG.warning("redis does not answer (%s): nothing is cached", type(e).__name__)
             self._quiet, found = True, [None] * len(keys)
-        return {key: json.loads(value) for key, value in zip(keys, found, strict=True) if value is not None}
+        return {
+            key: json.loads(value)
+            for key, value in zip(keys, found, strict=True)
+            if value is not None
+        }
 
     def put(self, key: str, value: Any, life_s: float | None = None) -> None:
         self._store.set(f"racing:{key}", json.dumps(value), px=int(1000 * (life_s or self.life_s)))
@@ -143,6 +169,7 @@ class RedisCache:
     def spent(self, key: str) -> float:
         return float(self._store.get(f"racing:spent:{key}") or 0.0)
 
+
 # %% ../nbs/01b_memo.ipynb #cell014
 def open_cache(
     home: Home,  # its `cache` folder is used where there is no Redis
@@ -152,8 +179,10 @@ def open_cache(
     url = (os.environ if env is None else env).get("RACING_REDIS_URL")
     return RedisCache(url) if url else DiskCache(home.root / "cache")
 
+
 # %% ../nbs/01b_memo.ipynb #cell017
 _NOTHING = {"nothing": True}
+
 
 async def once(
     cache: Cache,

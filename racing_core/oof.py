@@ -25,20 +25,23 @@ from .models.base import Model, Outcomes, params, save_model
 from .odds import centred
 
 # %% auto #0
-__all__ = ['Folds', 'FUTURE', 'grouped', 'folds_of', 'Fit', 'fit_once', 'Scores', 'out_of_fold']
+__all__ = ["Folds", "FUTURE", "grouped", "folds_of", "Fit", "fit_once", "Scores", "out_of_fold"]
 
 # %% ../nbs/42_oof.ipynb #cell005
 Folds = list[tuple[np.ndarray, np.ndarray]]  # (n,) bool: rows to train on, rows to score
 FUTURE = "plain k-fold: trains on the future of the races it scores"
+
 
 def grouped(
     race: np.ndarray,  # (n,) race codes
     n: int,  # folds
     seed: int = 0,
 ) -> Folds:
-    "Whole races into n parts by lot; each part is scored by models that saw all the others, later ones too."
+    """Whole races into n parts by lot; each part is scored by models that saw all the others, later
+    ones too."""
     part = np.random.default_rng(seed).permutation(race[-1] + 1)[race] % n
     return [(part != k, part == k) for k in range(n)]
+
 
 def folds_of(
     dates: Sequence[date] | np.ndarray,  # (n,) race dates
@@ -51,6 +54,7 @@ def folds_of(
         raise BadInput("no such folds", got=kind, expected="walk_forward or grouped")
     return walk_forward(dates, n) if kind == "walk_forward" else grouped(race, n)
 
+
 # %% ../nbs/42_oof.ipynb #cell008
 @dataclass(frozen=True)
 class Fit:
@@ -61,16 +65,33 @@ class Fit:
     size: int  # bytes of the saved model
     kept: bool = False  # was it read from the cache?
 
+
 def _bytes(*parts: object) -> str:
     "SHA-256 of arrays and words."
     h = hashlib.sha256()
     for p in parts:
-        h.update(np.ascontiguousarray(p).tobytes() if isinstance(p, np.ndarray) else json.dumps(p, sort_keys=True, default=str).encode())
+        h.update(
+            np.ascontiguousarray(p).tobytes()
+            if isinstance(p, np.ndarray)
+            else json.dumps(p, sort_keys=True, default=str).encode()
+        )
     return h.hexdigest()
+
 
 def _key(model: Model, X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) -> str:
     learnt, asked = X.rows(train), X.rows(score)
-    return _bytes(model.kind, params(model), list(X.columns), learnt.values, learnt.race, y.win[train], y.position[train], asked.values, asked.race)
+    return _bytes(
+        model.kind,
+        params(model),
+        list(X.columns),
+        learnt.values,
+        learnt.race,
+        y.win[train],
+        y.position[train],
+        asked.values,
+        asked.race,
+    )
+
 
 def fit_once(
     model: Model,  # untrained; is trained unless its scores are kept
@@ -97,12 +118,15 @@ def fit_once(
         write_whole(file, buffer.getvalue())
     return Fit(scores, seconds, size)
 
+
 # %% ../nbs/42_oof.ipynb #cell011
 @dataclass(frozen=True)
 class Scores:
     "Out-of-fold scores of several models."
 
-    values: np.ndarray  # (n, models) utilities less the race's mean, nan where no fold scored the row
+    values: (
+        np.ndarray
+    )  # (n, models) utilities less the race's mean, nan where no fold scored the row
     names: tuple[str, ...]
     seconds: dict[str, float]  # spent on each model when it was fitted, all folds together
     sizes: dict[str, int]  # bytes of each model's last fit
@@ -111,6 +135,7 @@ class Scores:
     def known(self) -> np.ndarray:  # (n,) bool
         "Rows that were scored."
         return ~np.isnan(self.values).any(axis=1)
+
 
 def out_of_fold(
     models: dict[str, Callable[[], Model]],  # name to a maker of the untrained model
@@ -126,7 +151,10 @@ def out_of_fold(
     values, seconds, sizes = np.full((len(X), len(models)), np.nan), {}, {}
     for j, (name, make) in enumerate(models.items()):
         for k, (train, score) in enumerate(folds):
-            progress(f"{name}, fold {k + 1} of {len(folds)}", (j * len(folds) + k) / (len(models) * len(folds)))
+            progress(
+                f"{name}, fold {k + 1} of {len(folds)}",
+                (j * len(folds) + k) / (len(models) * len(folds)),
+            )
             fit = fit_once(make(), X, y, train, score, cache)
             seconds[name], sizes[name] = seconds.get(name, 0.0) + fit.seconds, fit.size
             values[score, j] = centred(fit.scores, X.rows(score).race)

@@ -21,16 +21,31 @@ from .models.trees import LambdaRank, SoftmaxTrees
 from .odds import has_market, softmax
 
 # %% auto #0
-__all__ = ['PLACES', 'RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline',
-           'save_pipeline', 'load_pipeline']
+__all__ = [
+    "PLACES",
+    "RESIDUAL_SHARE",
+    "RESIDUAL_STRENGTH",
+    "Progress",
+    "fundamental_models",
+    "residual_models",
+    "Pipeline",
+    "save_pipeline",
+    "load_pipeline",
+]
 
 # %% ../nbs/48_pipeline.ipynb #cell005
-PLACES = (1.0, 0.6, 0.4)  # weights of the first three places for the trees; the linear models do as well on the winner alone
+PLACES = (
+    1.0,
+    0.6,
+    0.4,
+)  # weights of the first three places for the trees; the linear models do as well on the winner alone
+
 
 def fundamental_models() -> dict[str, Model]:
     "The models that see no price of the race."
     models = ConditionalLogit(l2=200), LambdaRank(), SoftmaxTrees(weights=PLACES)
     return {m.kind: m for m in models}
+
 
 def residual_models() -> dict[str, Model]:
     "The models that start from the price of the race and are held close to it."
@@ -38,16 +53,25 @@ def residual_models() -> dict[str, Model]:
     models = ConditionalLogit(l2=3000), SoftmaxTrees(**trees, weights=PLACES)
     return {m.kind: m for m in models}
 
-RESIDUAL_SHARE = {"conditional_logit": 0.7, "lightgbm_softmax": 0.3}  # prior of the residual weights; equal shares for others
-RESIDUAL_STRENGTH = 30.0  # how firmly it holds: a tuning year moves it somewhat, a residual that harms is let go
+
+RESIDUAL_SHARE = {
+    "conditional_logit": 0.7,
+    "lightgbm_softmax": 0.3,
+}  # prior of the residual weights; equal shares for others
+RESIDUAL_STRENGTH = (
+    30.0  # how firmly it holds: a tuning year moves it somewhat, a residual that harms is let go
+)
 
 Progress = Callable[[str], None]  # told what is being fitted
 
+
 def _silent(step: str) -> None: ...
+
 
 def _columns(models: dict[str, Model], X: Matrix) -> np.ndarray:
     "Utilities side by side, (n, models)."
     return np.stack([m.score(X) for m in models.values()], axis=1)
+
 
 # %% ../nbs/48_pipeline.ipynb #cell007
 @dataclass
@@ -56,7 +80,9 @@ class Pipeline:
 
     fundamental: dict[str, Model] = field(default_factory=fundamental_models)
     residual: dict[str, Model] = field(default_factory=residual_models)
-    weights: dict[str, np.ndarray] = field(default_factory=dict)  # "fundamental", "blend", "residual", and one for each model alone
+    weights: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # "fundamental", "blend", "residual", and one for each model alone
     power: float = 1.0  # on normalised prices
     columns: tuple[str, ...] = ()  # what it reads, in order
     refit: bool = True  # fit again on both windows once the weights stand
@@ -81,10 +107,25 @@ class Pipeline:
         self._train(X, y, odds, train, train & priced, progress)
         self._weigh(X, y, odds, tune, tune & priced)
         if self.refit:
-            self._train(X, y, odds, train | tune, (train | tune) & priced, lambda step: progress(f"{step}, both windows"))
+            self._train(
+                X,
+                y,
+                odds,
+                train | tune,
+                (train | tune) & priced,
+                lambda step: progress(f"{step}, both windows"),
+            )
         return self
 
-    def _train(self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray, progress: Progress) -> None:
+    def _train(
+        self,
+        X: Matrix,
+        y: Outcomes,
+        odds: np.ndarray,
+        rows: np.ndarray,
+        priced: np.ndarray,
+        progress: Progress,
+    ) -> None:
         T, P = X.rows(rows), X.rows(priced)
         for name, model in self.fundamental.items():
             progress(name)
@@ -93,7 +134,9 @@ class Pipeline:
             progress(f"residual {name}")
             model.fit(P, y.rows(priced), offset=market_utility(odds[priced], P.race, self.power))
 
-    def _weigh(self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray) -> None:
+    def _weigh(
+        self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray
+    ) -> None:
         self._weigh_fundamental(X.rows(rows), y.rows(rows))
         if self.residual:
             self._weigh_residual(X.rows(priced), y.rows(priced), odds[priced])
@@ -105,18 +148,31 @@ class Pipeline:
             self.weights[name] = likelihood_weights(U[:, [j]], y.win, X.race)
 
     def _weigh_residual(self, X: Matrix, y: Outcomes, odds: np.ndarray) -> None:
-        market, opinion = market_utility(odds, X.race, self.power), _columns(self.fundamental, X) @ self.weights["fundamental"]
+        market, opinion = (
+            market_utility(odds, X.race, self.power),
+            _columns(self.fundamental, X) @ self.weights["fundamental"],
+        )
         share = np.array([RESIDUAL_SHARE.get(name, 1.0) for name in self.residual])
         residual = _columns(self.residual, X)
-        self.weights["residual"] = likelihood_weights(residual, y.win, X.race, offset=market, prior=share / share.sum(), strength=RESIDUAL_STRENGTH)
-        self.weights["blend"] = likelihood_weights(np.stack([market, opinion], axis=1), y.win, X.race)
+        self.weights["residual"] = likelihood_weights(
+            residual,
+            y.win,
+            X.race,
+            offset=market,
+            prior=share / share.sum(),
+            strength=RESIDUAL_STRENGTH,
+        )
+        self.weights["blend"] = likelihood_weights(
+            np.stack([market, opinion], axis=1), y.win, X.race
+        )
 
     def predict(
         self,
         X: Matrix,
         odds: np.ndarray | None = None,  # (n,) odds on offer, all known; None: no market
     ) -> dict[str, np.ndarray]:  # name to (n,) win probabilities that sum to 1 in each race
-        "Each fundamental model alone, `fundamental`, and with odds `market`, `blend` and `combined`."
+        """Each fundamental model alone, `fundamental`, and with odds `market`, `blend` and
+        `combined`."""
         X = X.pick(self.columns)
         U = _columns(self.fundamental, X)
         parts = {name: U[:, [j]] @ self.weights[name] for j, name in enumerate(self.fundamental)}
@@ -124,7 +180,9 @@ class Pipeline:
         if odds is not None and self.residual:
             market = market_utility(odds, X.race, self.power)
             parts["market"] = market
-            parts["blend"] = np.stack([market, parts["fundamental"]], axis=1) @ self.weights["blend"]
+            parts["blend"] = (
+                np.stack([market, parts["fundamental"]], axis=1) @ self.weights["blend"]
+            )
             parts["combined"] = market + _columns(self.residual, X) @ self.weights["residual"]
         return {name: softmax(u, X.race) for name, u in parts.items()}
 
@@ -132,13 +190,22 @@ class Pipeline:
         self,
         X: Matrix,
         stage: str = "fundamental",  # or "residual": what moved a runner away from its price
-    ) -> np.ndarray:  # (n, columns of the pipeline) utility that each column adds, relative to the race's mean
+    ) -> (
+        np.ndarray
+    ):  # (n, columns of the pipeline) utility that each column adds, relative to the race's mean
         "How much each column moved each runner against its field."
-        X, models = X.pick(self.columns), self.fundamental if stage == "fundamental" else self.residual
-        parts = sum(w * m.contributions(X) for w, m in zip(self.weights[stage], models.values(), strict=True))
+        X, models = (
+            X.pick(self.columns),
+            self.fundamental if stage == "fundamental" else self.residual,
+        )
+        parts = sum(
+            w * m.contributions(X)
+            for w, m in zip(self.weights[stage], models.values(), strict=True)
+        )
         size = np.bincount(X.race)
         mean = np.stack([np.bincount(X.race, column) / size for column in parts.T], axis=1)
         return parts - mean[X.race]
+
 
 # %% ../nbs/48_pipeline.ipynb #cell009
 def save_pipeline(
@@ -151,10 +218,14 @@ def save_pipeline(
         for name, model in getattr(pipeline, group).items():
             save_model(model, folder / group / name)
     state = dict(
-        columns=list(pipeline.columns), power=pipeline.power, weights={k: w.tolist() for k, w in pipeline.weights.items()},
-        fundamental=list(pipeline.fundamental), residual=list(pipeline.residual),
-    )  # fmt: skip
+        columns=list(pipeline.columns),
+        power=pipeline.power,
+        weights={k: w.tolist() for k, w in pipeline.weights.items()},
+        fundamental=list(pipeline.fundamental),
+        residual=list(pipeline.residual),
+    )
     (folder / "pipeline.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
 
 def load_pipeline(
     folder: Path,  # what `save_pipeline` wrote
@@ -164,6 +235,11 @@ def load_pipeline(
     if not file.is_file():
         raise BadInput("no pipeline there", got=str(folder), expected="a folder with pipeline.json")
     state = json.loads(file.read_text(encoding="utf-8"))
-    models = {group: {name: load_model(folder / group / name) for name in state[group]} for group in ("fundamental", "residual")}
+    models = {
+        group: {name: load_model(folder / group / name) for name in state[group]}
+        for group in ("fundamental", "residual")
+    }
     weights = {k: np.array(w) for k, w in state["weights"].items()}
-    return Pipeline(models["fundamental"], models["residual"], weights, state["power"], tuple(state["columns"]))
+    return Pipeline(
+        models["fundamental"], models["residual"], weights, state["power"], tuple(state["columns"])
+    )

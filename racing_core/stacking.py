@@ -19,7 +19,8 @@ from .models.trees import _lightgbm, relevance
 from .odds import centred, softmax
 
 # %% auto #0
-__all__ = ['MetaFeatures', 'TwoStage', 'weighted']
+__all__ = ["MetaFeatures", "TwoStage", "weighted"]
+
 
 # %% ../nbs/46_stacking.ipynb #cell005
 @dataclass
@@ -47,6 +48,7 @@ class MetaFeatures:
         "Scaled columns, clipped at ten quartile ranges."
         return np.clip(self.scaler.transform(self._raw(scores, X)), -10, 10)
 
+
 # %% ../nbs/46_stacking.ipynb #cell007
 @dataclass
 class TwoStage:
@@ -73,7 +75,11 @@ class TwoStage:
         "Learn both stages."
         early = ~later
         if not early.any() or not later.any() or dates[early].max() >= dates[later].min():
-            raise BadInput("the stack needs early and later races", got=f"{early.sum()} and {later.sum()} rows", expected="both, one after the other in time")
+            raise BadInput(
+                "the stack needs early and later races",
+                got=f"{early.sum()} and {later.sum()} rows",
+                expected="both, one after the other in time",
+            )
         self.meta = MetaFeatures(self.top).fit(scores[early], X.rows(early), y.win[early])
         M = self.meta.transform(scores, X)
         self._fit_2a(M, X.race, y, early, later)
@@ -84,51 +90,96 @@ class TwoStage:
     def _logistic(self, M: np.ndarray, win: np.ndarray):
         from sklearn.linear_model import LogisticRegression
 
-        return LogisticRegression(l1_ratio=1.0, C=self.C, solver="liblinear", random_state=self.seed).fit(M, win > 0)
+        return LogisticRegression(
+            l1_ratio=1.0, C=self.C, solver="liblinear", random_state=self.seed
+        ).fit(M, win > 0)
 
-    def _fit_2a(self, M: np.ndarray, race: np.ndarray, y: Outcomes, early: np.ndarray, later: np.ndarray) -> None:
+    def _fit_2a(
+        self, M: np.ndarray, race: np.ndarray, y: Outcomes, early: np.ndarray, later: np.ndarray
+    ) -> None:
         self.logistic = self._logistic(M[early], y.win[early])
         own = np.unique(race[later], return_inverse=True)[1]
-        self.isotonic = Isotonic().fit(shares(self.logistic.predict_proba(M[later])[:, 1], own), y.win[later], own)
+        self.isotonic = Isotonic().fit(
+            shares(self.logistic.predict_proba(M[later])[:, 1], own), y.win[later], own
+        )
 
-    def _walked(self, M: np.ndarray, y: Outcomes, dates: np.ndarray) -> np.ndarray:  # (n,) log-odds of 2A, nan in the first block
+    def _walked(
+        self, M: np.ndarray, y: Outcomes, dates: np.ndarray
+    ) -> np.ndarray:  # (n,) log-odds of 2A, nan in the first block
         out = np.full(len(M), np.nan)
         for train, score in walk_forward(dates, self.folds):
             out[score] = self._logistic(M[train], y.win[train]).decision_function(M[score])
         return out
 
-    def _fit_2b(self, M: np.ndarray, X: Matrix, y: Outcomes, dates: np.ndarray, early: np.ndarray, later: np.ndarray) -> None:
+    def _fit_2b(
+        self,
+        M: np.ndarray,
+        X: Matrix,
+        y: Outcomes,
+        dates: np.ndarray,
+        early: np.ndarray,
+        later: np.ndarray,
+    ) -> None:
         lightgbm = _lightgbm()
         opinion = np.where(later, self.logistic.decision_function(M), 0.0)
         opinion[early] = self._walked(M[early], y.rows(early), dates[early])
         N, told = np.column_stack([M, opinion]), early & ~np.isnan(opinion)
         sets = [self._ranking(lightgbm, N, X.race, y, rows) for rows in (told, later)]
-        asked = dict(objective="lambdarank", metric="ndcg", eval_at=[self.at], learning_rate=self.learning_rate, num_leaves=31, lambdarank_truncation_level=self.at,
-                     seed=self.seed, num_threads=1, deterministic=True, force_row_wise=True, verbose=-1)  # fmt: skip
+        asked = dict(
+            objective="lambdarank",
+            metric="ndcg",
+            eval_at=[self.at],
+            learning_rate=self.learning_rate,
+            num_leaves=31,
+            lambdarank_truncation_level=self.at,
+            seed=self.seed,
+            num_threads=1,
+            deterministic=True,
+            force_row_wise=True,
+            verbose=-1,
+        )
         stop = lightgbm.early_stopping(self.patience, verbose=False)
-        self.booster = lightgbm.train(asked, sets[0], self.trees, valid_sets=[sets[1]], callbacks=[stop])
+        self.booster = lightgbm.train(
+            asked, sets[0], self.trees, valid_sets=[sets[1]], callbacks=[stop]
+        )
         own = np.unique(X.race[later], return_inverse=True)[1].astype(np.int64)
-        self.scale = float(likelihood_weights(centred(self.booster.predict(N[later]), own)[:, None], y.win[later], own)[0])
+        self.scale = float(
+            likelihood_weights(
+                centred(self.booster.predict(N[later]), own)[:, None], y.win[later], own
+            )[0]
+        )
 
     @staticmethod
     def _ranking(lightgbm, N: np.ndarray, race: np.ndarray, y: Outcomes, rows: np.ndarray):
         "Rows in an order that knows no result: LightGBM breaks first ties by it."
         at = np.flatnonzero(rows)
         at = at[np.lexsort((*N[at].T, race[at]))]
-        return lightgbm.Dataset(N[at], relevance(y.position[at]), group=np.unique(race[at], return_counts=True)[1])
+        return lightgbm.Dataset(
+            N[at], relevance(y.position[at]), group=np.unique(race[at], return_counts=True)[1]
+        )
 
     def _unclipped(self, M: np.ndarray, race: np.ndarray) -> np.ndarray:
-        return softmax(self.scale * self.booster.predict(np.column_stack([M, self.logistic.decision_function(M)])), race)
+        return softmax(
+            self.scale
+            * self.booster.predict(np.column_stack([M, self.logistic.decision_function(M)])),
+            race,
+        )
 
     def predict(
         self,
         scores: np.ndarray,  # (n, models)
         X: Matrix,
-    ) -> dict[str, np.ndarray]:  # stage_2a and stage_2b: (n,) win probabilities that sum to 1 in each race
+    ) -> dict[
+        str, np.ndarray
+    ]:  # stage_2a and stage_2b: (n,) win probabilities that sum to 1 in each race
         "Both opinions; stage_2b is the stack's."
         M = self.meta.transform(scores, X)
         first = self.isotonic.apply(shares(self.logistic.predict_proba(M)[:, 1], X.race), X.race)
-        return dict(stage_2a=first, stage_2b=shares(np.minimum(self._unclipped(M, X.race), self.ceiling), X.race))
+        return dict(
+            stage_2a=first,
+            stage_2b=shares(np.minimum(self._unclipped(M, X.race), self.ceiling), X.race),
+        )
+
 
 # %% ../nbs/46_stacking.ipynb #cell009
 def weighted(

@@ -24,11 +24,15 @@ from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
 
 PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
-NO_MODEL = "there is no champion to answer: train one with `racing train`, promote it with `racing promote BUNDLE --to champion`, and start the service again"
+NO_MODEL = (
+    "there is no champion to answer: train one with `racing train`, promote it with `racing promote"
+    " BUNDLE --to champion`, and start the service again"
+)
 
 
 class Stop:
-    "What SIGTERM does: interrupt the owner, once, and not before the server stands, or children would be torn while they are handed their work."
+    """What SIGTERM does: interrupt the owner, once, and not before the server stands, or children
+    would be torn while they are handed their work."""
 
     def __init__(self):
         self.owner, self.standing, self.asked = os.getpid(), False, False
@@ -36,7 +40,9 @@ class Stop:
     def __call__(self, signum: int, frame: object) -> None:
         if os.getpid() != self.owner:  # a child that was forked with this handler
             raise SystemExit(0)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # a second one must not interrupt the cleaning up
         self.asked = True
         if self.standing:
             raise KeyboardInterrupt
@@ -65,9 +71,15 @@ class PredictAPI(litserve.LitAPI):
         self.bundle_folder, self.home = bundle_folder, home
 
     def setup(self, device: str) -> None:
-        self.predictor = None if self.bundle_folder is None else Predictor.of(read(self.bundle_folder), self.home)
+        self.predictor = (
+            None
+            if self.bundle_folder is None
+            else Predictor.of(read(self.bundle_folder), self.home)
+        )
         if self.predictor:
-            self.predictor.predict(Card.model_validate(EXAMPLE))  # so that the first client does not wait for lazy imports
+            self.predictor.predict(
+                Card.model_validate(EXAMPLE)
+            )  # so that the first client does not wait for lazy imports
 
     def decode_request(self, request: Card) -> Card:
         return request
@@ -80,7 +92,9 @@ class PredictAPI(litserve.LitAPI):
             self.predictor.ask_later(card, datetime.now(UTC))
             return answer
         except RacingError as e:
-            raise HTTPException(422, [_complaint(["body", e.where or "card"], e.message, "refused")]) from e
+            raise HTTPException(
+                422, [_complaint(["body", e.where or "card"], e.message, "refused")]
+            ) from e
 
     def encode_response(self, output: Prediction) -> Prediction:
         return output
@@ -91,29 +105,55 @@ def _complaint(loc: list | tuple, msg: str, kind: str) -> dict:
 
 
 async def _bad_card(request: Request, e: RequestValidationError) -> Response:
-    "422 with the field named. What was sent is not sent back: it may be huge, or no valid JSON (nan, lone surrogates)."
-    detail = [_complaint(d["loc"], d["msg"].removeprefix("Value error, "), d["type"]) for d in e.errors()]
+    """422 with the field named. What was sent is not sent back: it may be huge, or no valid JSON
+    (nan, lone surrogates)."""
+    detail = [
+        _complaint(d["loc"], d["msg"].removeprefix("Value error, "), d["type"]) for d in e.errors()
+    ]
     if "json" not in request.headers.get("content-type", ""):
-        detail.append(_complaint(["header", "Content-Type"], "send the card with Content-Type: application/json", "content_type"))
+        detail.append(
+            _complaint(
+                ["header", "Content-Type"],
+                "send the card with Content-Type: application/json",
+                "content_type",
+            )
+        )
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 
 def _describe(app: FastAPI) -> None:
     "What the OpenAPI page says about the service."
-    app.title, app.version, app.description = "racing-core", "2", "Win probabilities for a race card."
+    app.title, app.version, app.description = (
+        "racing-core",
+        "2",
+        "Win probabilities for a race card.",
+    )
     route = next(r for r in app.routes if getattr(r, "path", "") == PREDICT)
-    route.summary, route.description = "Rank the runners of a card", "Send one race; get its starters ranked, with probabilities that sum to 1."
-    route.responses = {413: {"description": f"Body over {MAX_BODY} bytes"}, 503: {"description": "No model is promoted"}}
+    route.summary, route.description = (
+        "Rank the runners of a card",
+        "Send one race; get its starters ranked, with probabilities that sum to 1.",
+    )
+    route.responses = {
+        413: {"description": f"Body over {MAX_BODY} bytes"},
+        503: {"description": "No model is promoted"},
+    }
 
 
 def build(
     bundle_folder: Path | None,  # a promoted bundle; None: there is none yet
     workers: int = 1,  # processes that answer
-    home: Home | None = None,  # holds the cache of semantic scores; as the environment says by default
+    home: (
+        Home | None
+    ) = None,  # holds the cache of semantic scores; as the environment says by default
 ) -> litserve.LitServer:
     "The server, not yet running. A tampered bundle is refused here, with the name of the file."
     manifest, started = manifest_of(bundle_folder) if bundle_folder else {}, time.monotonic()
-    server = Server(PredictAPI(bundle_folder, home or home_of()), accelerator="cpu", workers_per_device=workers, max_payload_size=MAX_BODY)
+    server = Server(
+        PredictAPI(bundle_folder, home or home_of()),
+        accelerator="cpu",
+        workers_per_device=workers,
+        max_payload_size=MAX_BODY,
+    )
     server.stop = Stop()
     server.app.add_exception_handler(RequestValidationError, _bad_card)
 
@@ -121,7 +161,12 @@ def build(
     def health(response: Response) -> Health:
         response.status_code = 200 if manifest else 503
         status = "ok" if manifest else "no model"
-        return Health(status=status, model=manifest.get("name"), version=manifest.get("version"), uptime_s=round(time.monotonic() - started, 3))
+        return Health(
+            status=status,
+            model=manifest.get("name"),
+            version=manifest.get("version"),
+            uptime_s=round(time.monotonic() - started, 3),
+        )
 
     _describe(server.app)
     return server
@@ -132,13 +177,17 @@ def run(
     port: int,
     bundle_folder: str | Path | None,  # a promoted bundle; None: answer 503 until there is one
     workers: int = 1,  # processes that answer
-    home: Home | None = None,  # holds the cache of semantic scores; as the environment says by default
+    home: (
+        Home | None
+    ) = None,  # holds the cache of semantic scores; as the environment says by default
 ) -> None:
     "Serve until SIGINT or SIGTERM; leave no process behind."
     server = build(Path(bundle_folder) if bundle_folder else None, workers, home)
     signal.signal(signal.SIGTERM, server.stop)
     try:
-        server.run(host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning")
+        server.run(
+            host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning"
+        )
     except KeyboardInterrupt:  # while LitServe was starting; later it catches it itself
         pass
     finally:

@@ -41,7 +41,9 @@ def by_set(found: pl.DataFrame) -> dict[str, dict]:
 def test_the_sets_are_the_base_with_each_family_and_all_without_each():
     assert {f.family for f in features()} == set(FAMILIES)
     wanted = {frozenset({"historical"}), frozenset(FAMILIES)}
-    wanted |= {frozenset({"historical", f}) for f in FAMILIES} | {frozenset(FAMILIES) - {f} for f in FAMILIES}
+    wanted |= {frozenset({"historical", f}) for f in FAMILIES} | {
+        frozenset(FAMILIES) - {f} for f in FAMILIES
+    }
     assert {frozenset(f) for f in sets().values()} == wanted and len(sets()) == len(wanted) == 9
 
 
@@ -59,15 +61,23 @@ def test_one_row_for_each_set_with_its_number_of_features(found):
 
 @pytest.mark.parametrize("what", ["r2", "change", "gain"])
 def test_values_lie_in_their_intervals(found, what):
-    assert (found[f"{what}_low"] <= found[what]).all() and (found[what] <= found[f"{what}_high"]).all()
+    assert (found[f"{what}_low"] <= found[what]).all() and (
+        found[what] <= found[f"{what}_high"]
+    ).all()
 
 
 def test_all_families_are_what_the_backtest_finds_with_the_same_models(starts, test_from, found):
     def make() -> Pipeline:
-        return Pipeline({"conditional_logit": ConditionalLogit(l2=200)}, {"conditional_logit": ConditionalLogit(l2=3000)})
+        return Pipeline(
+            {"conditional_logit": ConditionalLogit(l2=200)},
+            {"conditional_logit": ConditionalLogit(l2=3000)},
+        )
 
     p = backtest(starts, test_from, make=make).predictions
-    r2 = {name: mcfadden_r2(p[name].to_numpy(), p["win"].to_numpy(), st.race_codes(p)) for name in ("fundamental", "market", "combined")}
+    r2 = {
+        name: mcfadden_r2(p[name].to_numpy(), p["win"].to_numpy(), st.race_codes(p))
+        for name in ("fundamental", "market", "combined")
+    }
     row = by_set(found)["all"]
     assert row["races"] == p["race_id"].n_unique()
     assert row["r2"] == pytest.approx(r2["fundamental"], abs=1e-6)
@@ -75,14 +85,24 @@ def test_all_families_are_what_the_backtest_finds_with_the_same_models(starts, t
 
 
 def test_a_leak_in_one_family_shows_as_the_gain_of_that_family(starts, test_from, found):
-    "The mark of gear worn for the first time is read by the semantic family only; here a third of the winners get it."
-    marked = (pl.Series(st.winners(starts)) > 0) & pl.Series(np.random.default_rng(0).random(len(starts)) < 1 / 3)
-    row = by_set(ablate(starts.with_columns(gear=pl.when(marked).then(pl.lit("B1")).otherwise(pl.lit("B"))), test_from))
+    """The mark of gear worn for the first time is read by the semantic family only; here a third of
+    the winners get it."""
+    marked = (pl.Series(st.winners(starts)) > 0) & pl.Series(
+        np.random.default_rng(0).random(len(starts)) < 1 / 3
+    )
+    row = by_set(
+        ablate(
+            starts.with_columns(gear=pl.when(marked).then(pl.lit("B1")).otherwise(pl.lit("B"))),
+            test_from,
+        )
+    )
     assert row["historical + semantic"]["gain_low"] > 0.05 and row["all"]["gain_low"] > 0.05
     assert row["all − semantic"]["change_high"] < -0.05
     for name, families in sets().items():
         if "semantic" not in families:
-            assert abs(row[name]["r2"] - by_set(found)[name]["r2"]) < 0.02 and row[name]["gain"] < 0.02, name
+            assert (
+                abs(row[name]["r2"] - by_set(found)[name]["r2"]) < 0.02 and row[name]["gain"] < 0.02
+            ), name
 
 
 def test_progress_runs_forward_and_names_each_set(starts, test_from):

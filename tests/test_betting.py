@@ -17,7 +17,13 @@ def world(races=800, noise=0.0, takeout=0.175, seed=0):
     race = np.repeat(np.arange(races), rng.integers(8, 13, races))
     utility = rng.normal(size=len(race))
     q = softmax(utility + rng.normal(0, noise, len(race)), race)
-    return softmax(utility, race), np.maximum((1 - takeout) / q, 1.01), drawn(softmax(utility, race), race, rng), race, race // 8
+    return (
+        softmax(utility, race),
+        np.maximum((1 - takeout) / q, 1.01),
+        drawn(softmax(utility, race), race, rng),
+        race,
+        race // 8,
+    )
 
 
 def drawn(p, race, rng):
@@ -38,7 +44,9 @@ def test_kelly_never_stakes_without_edge_nor_above_p(bets):
     stake = staking.fractional_kelly(1)(staking.Bets(p, odds))
     assert ((stake > 0) <= (p * odds > 1)).all()
     assert (stake <= p + 1e-12).all()
-    growth = p * np.log1p(stake * (odds - 1) - 1e-15) + (1 - p) * np.log1p(-np.minimum(stake, 1 - 1e-12))
+    growth = p * np.log1p(stake * (odds - 1) - 1e-15) + (1 - p) * np.log1p(
+        -np.minimum(stake, 1 - 1e-12)
+    )
     assert (growth >= -1e-9).all()  # full Kelly does not shrink the bankroll in expectation
 
 
@@ -54,7 +62,9 @@ def test_kelly_maximises_log_growth(odds, p, off):
 def test_controls_apply_in_order_whatever_the_strategy():
     bets = staking.Bets([0.6, 0.35, 0.2], [2.0, 3.0, np.nan])
     assert staking.stakes(bets, staking.flat(0.5), (staking.cap(0.1),)).tolist() == [0.1, 0.1, 0]
-    assert staking.stakes(bets, staking.flat(0.5), (staking.minimum_edge(0.1), staking.cap(0.1))).tolist() == [0.1, 0, 0]
+    assert staking.stakes(
+        bets, staking.flat(0.5), (staking.minimum_edge(0.1), staking.cap(0.1))
+    ).tolist() == [0.1, 0, 0]
     with pytest.raises(BadInput, match="impossible stake"):
         staking.stakes(bets, lambda bets: np.full(3, np.nan))
 
@@ -91,20 +101,38 @@ def test_simultaneous_kelly_is_the_convex_optimum(pairs):
         slope = p / wealth
         return -p @ np.log(wealth), slope.sum() - slope * odds
 
-    bounds, whole = [(0, 0.999)] * len(p), {"type": "ineq", "fun": lambda f: 0.999 - f.sum(), "jac": lambda f: -np.ones(len(f))}
-    solved = minimize(loss, np.full(len(p), 0.5 / len(p)), jac=True, method="SLSQP", bounds=bounds, constraints=whole, options=dict(ftol=1e-14, maxiter=500))
+    bounds, whole = (
+        [(0, 0.999)] * len(p),
+        {"type": "ineq", "fun": lambda f: 0.999 - f.sum(), "jac": lambda f: -np.ones(len(f))},
+    )
+    solved = minimize(
+        loss,
+        np.full(len(p), 0.5 / len(p)),
+        jac=True,
+        method="SLSQP",
+        bounds=bounds,
+        constraints=whole,
+        options=dict(ftol=1e-14, maxiter=500),
+    )
     assert best >= -solved.fun - 1e-7
-    if found.sum() < 0.99 and (1 / odds).sum() > 1.05:  # at fair odds a stake on everyone costs nothing: no single best
+    if (
+        found.sum() < 0.99 and (1 / odds).sum() > 1.05
+    ):  # at fair odds a stake on everyone costs nothing: no single best
         assert solved.x == pytest.approx(found, abs=2e-3)
 
 
 @given(st.lists(fields, min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None)
 def test_races_are_decided_one_by_one_however_many_stand_together(races):
-    alone = [staking.simultaneous_kelly(0.5)(staking.Bets(*field(pairs), np.zeros(len(pairs), int))) for pairs in races]
+    alone = [
+        staking.simultaneous_kelly(0.5)(staking.Bets(*field(pairs), np.zeros(len(pairs), int)))
+        for pairs in races
+    ]
     p, odds = (np.concatenate(x) for x in zip(*map(field, races), strict=True))
     race = np.repeat(np.arange(len(races)), [len(x) for x in races])
-    assert staking.simultaneous_kelly(0.5)(staking.Bets(p, odds, race)) == pytest.approx(np.concatenate(alone), abs=1e-9)
+    assert staking.simultaneous_kelly(0.5)(staking.Bets(p, odds, race)) == pytest.approx(
+        np.concatenate(alone), abs=1e-9
+    )
 
 
 def test_simultaneous_kelly_leaves_the_unpriced_alone_and_one_bet_is_kelly():
@@ -130,7 +158,9 @@ def test_shrinking_by_the_error_of_p_grows_faster_than_full_kelly():
     assert ((shrunk <= full) & ((shrunk > 0) == (full > 0))).all()
     assert (staking.shrunken_kelly(2 * sigma)(bets) <= shrunk + 1e-15).all()
     s, c = 0.2 / 3, 4 / 3 * sigma
-    assert staking.shrunken_kelly(sigma)(staking.Bets([0.3], [4.0]))[0] == pytest.approx(s * s**2 / (s**2 + c**2))
+    assert staking.shrunken_kelly(sigma)(staking.Bets([0.3], [4.0]))[0] == pytest.approx(
+        s * s**2 / (s**2 + c**2)
+    )
 
 
 @given(fields, st.floats(0.001, 0.1))
@@ -146,10 +176,23 @@ def test_top_3_share_the_stake_of_the_race_by_their_chances(pairs, share):
 
 def test_top_3_by_hand_on_the_bankroll_of_the_specification():
     p, race = np.array([0.1, 0.4, 0.2, 0.3, 1.0]), np.array([0, 0, 0, 0, 1])
-    path = backtest.run(p, np.full(5, 3.0), [0, 1, 0, 0, 0], race, np.zeros(5, int), staking.top_3_bet_proportional(0.09), (), bankroll=10_000)
+    path = backtest.run(
+        p,
+        np.full(5, 3.0),
+        [0, 1, 0, 0, 0],
+        race,
+        np.zeros(5, int),
+        staking.top_3_bet_proportional(0.09),
+        (),
+        bankroll=10_000,
+    )
     # 900 a race: 400 on the winner at 3.0, and everything lost in the other race
-    assert path.rows(named=True)[0] == pytest.approx({"day": 0, "races": 2, "bets": 4, "turnover": 1800, "profit": -600, "bankroll": 9400})
-    tied = staking.top_3_bet_proportional(0.1)(staking.Bets([0.25] * 4, [5.0] * 4, np.zeros(4, int)))
+    assert path.rows(named=True)[0] == pytest.approx(
+        {"day": 0, "races": 2, "bets": 4, "turnover": 1800, "profit": -600, "bankroll": 9400}
+    )
+    tied = staking.top_3_bet_proportional(0.1)(
+        staking.Bets([0.25] * 4, [5.0] * 4, np.zeros(4, int))
+    )
     assert tied.tolist() == pytest.approx([0.025] * 4)
 
 
@@ -158,7 +201,12 @@ def test_top_3_by_hand_on_the_bankroll_of_the_specification():
 def test_isaacs_earns_most_in_the_pool(pairs, takeout, rebate, seed):
     p, odds = field(pairs)
     n = len(p)
-    bets = staking.Bets(p, np.maximum((1 - takeout) * odds * (1 / odds).sum(), 1.001), np.zeros(n, int), pool=np.full(n, 50.0))
+    bets = staking.Bets(
+        p,
+        np.maximum((1 - takeout) * odds * (1 / odds).sum(), 1.001),
+        np.zeros(n, int),
+        pool=np.full(n, 50.0),
+    )
 
     def profit(x):
         return float(p @ (x * staking.price_after(x, bets, takeout)) - (1 - rebate) * x.sum())
@@ -180,18 +228,26 @@ def test_kelly_in_a_pool_grows_fastest_at_the_price_that_is_left(p, generous, de
     best = staking.pool_kelly(1, 0.1)(bets)[0]
 
     def growth(x):
-        return p * np.log(1 - x + x * staking.price_after(np.array([x, 0]), bets, 0.1)[0]) + (1 - p) * np.log(1 - x)
+        return p * np.log(1 - x + x * staking.price_after(np.array([x, 0]), bets, 0.1)[0]) + (
+            1 - p
+        ) * np.log(1 - x)
 
     for off in (-0.01, -1e-3, 1e-3, 0.01):
         assert growth(best) >= growth(np.clip(best + off, 0, 0.9999)) - 1e-10
-    alone = staking.fractional_kelly(1)(staking.Bets([p], [max(staking.price_after(np.zeros(2), bets, 0.1)[0], 1.001)]))[0]
+    alone = staking.fractional_kelly(1)(
+        staking.Bets([p], [max(staking.price_after(np.zeros(2), bets, 0.1)[0], 1.001)])
+    )[0]
     assert best <= alone + 1e-9
 
 
 def test_no_stake_in_the_pool_moves_no_price():
-    bets = staking.Bets([0.5, 0.3, 0.2], [1.65, 2.75, 4.125], np.zeros(3, int), pool=np.full(3, 100.0))
+    bets = staking.Bets(
+        [0.5, 0.3, 0.2], [1.65, 2.75, 4.125], np.zeros(3, int), pool=np.full(3, 100.0)
+    )
     assert staking.price_after(np.zeros(3), bets, 0.175) == pytest.approx(bets.odds)
-    assert (staking.price_after(np.array([0, 0, 5.0]), bets)[2] < bets.odds[2]) and staking.price_after(np.array([0, 0, 5.0]), bets)[0] > bets.odds[0]
+    assert (
+        staking.price_after(np.array([0, 0, 5.0]), bets)[2] < bets.odds[2]
+    ) and staking.price_after(np.array([0, 0, 5.0]), bets)[0] > bets.odds[0]
 
 
 @given(st.floats(1.2, 30), st.floats(0, 0.3), st.floats(0.05, 0.9))
@@ -199,14 +255,22 @@ def test_a_rebate_is_the_same_as_longer_odds(odds, rebate, p):
     def growth(f):
         return p * np.log1p(f * (odds - 1)) + (1 - p) * np.log1p(-f * (1 - rebate))
 
-    best = staking.fractional_kelly(1)(staking.Bets([p], [staking.rebated(odds, rebate)]))[0] / (1 - rebate)
+    best = staking.fractional_kelly(1)(staking.Bets([p], [staking.rebated(odds, rebate)]))[0] / (
+        1 - rebate
+    )
     for off in (-0.02, 0.02):
         assert growth(best) >= growth(np.clip(best + off, 0, 0.99)) - 1e-9
 
 
 def test_caps_scale_races_and_days_and_keep_proportions():
     day = np.array(["2020-01-01"] * 3 + ["2020-01-02"] * 2, dtype="datetime64[D]")
-    bets = staking.Bets([0.5] * 5, [3.0, 4, 5, 6, 7], np.array([0, 0, 1, 2, 2]), day, pool=np.array([10, 10, 1, 1, 1.0]))
+    bets = staking.Bets(
+        [0.5] * 5,
+        [3.0, 4, 5, 6, 7],
+        np.array([0, 0, 1, 2, 2]),
+        day,
+        pool=np.array([10, 10, 1, 1, 1.0]),
+    )
     want = np.array([0.1, 0.3, 0.2, 0.05, 0.05])
     assert staking.cap_race(0.2)(want, bets) == pytest.approx([0.05, 0.15, 0.2, 0.05, 0.05])
     assert staking.cap_day(0.3)(want, bets) == pytest.approx([0.05, 0.15, 0.1, 0.05, 0.05])
@@ -243,7 +307,14 @@ def test_backing_every_dead_heater_returns_the_stake_at_mean_odds(k, odds, stake
 
 
 def test_bets_that_cannot_be_settled_name_the_row():
-    for stake, odds, win in [(-1, 2, 1), (np.nan, 2, 1), (1, 1, 1), (1, np.nan, 1), (1, 2, np.nan), (1, 2, 1.5)]:
+    for stake, odds, win in [
+        (-1, 2, 1),
+        (np.nan, 2, 1),
+        (1, 1, 1),
+        (1, np.nan, 1),
+        (1, 2, np.nan),
+        (1, 2, 1.5),
+    ]:
         with pytest.raises(BadInput, match="row 1"):
             settlement.settle_win([1, stake], [2, odds], [0, win])
 
@@ -281,21 +352,45 @@ def test_skill_pays_where_there_is_some():
 
 def test_a_dead_heat_in_the_path():
     race, day = np.array([0, 0, 0]), np.array([7, 7, 7])
-    path = backtest.run([0.5, 0.4, 0.1], [4.0, 4.0, 4.0], [0.5, 0.5, 0], race, day, staking.flat(0.1), (), bankroll=100)
-    assert path.rows(named=True)[0] == pytest.approx({"day": 7, "races": 1, "bets": 2, "turnover": 20, "profit": 20, "bankroll": 120})
+    path = backtest.run(
+        [0.5, 0.4, 0.1],
+        [4.0, 4.0, 4.0],
+        [0.5, 0.5, 0],
+        race,
+        day,
+        staking.flat(0.1),
+        (),
+        bankroll=100,
+    )
+    assert path.rows(named=True)[0] == pytest.approx(
+        {"day": 7, "races": 1, "bets": 2, "turnover": 20, "profit": 20, "bankroll": 120}
+    )
 
 
 @given(st.integers(0, 1000), st.floats(0, 3), st.floats(0, 0.1))
 @settings(max_examples=25, deadline=None)
 def test_the_books_balance(seed, kelly, commission):
     p, odds, win, race, day = world(races=40, noise=0.6, seed=seed)
-    path = backtest.run(p, odds, win, race, day, staking.fractional_kelly(kelly), (), commission=commission)
+    path = backtest.run(
+        p, odds, win, race, day, staking.fractional_kelly(kelly), (), commission=commission
+    )
     before = np.append(10_000, path["bankroll"][:-1])
-    assert path["bankroll"].to_numpy() == pytest.approx(before + path["profit"].to_numpy(), abs=1e-6)
+    assert path["bankroll"].to_numpy() == pytest.approx(
+        before + path["profit"].to_numpy(), abs=1e-6
+    )
     assert (path["bankroll"] >= 0).all()
     assert (path["turnover"].to_numpy() <= before * (1 + 1e-9)).all()
     moved = np.random.default_rng(seed).permutation(len(race))
-    again = backtest.run(p[moved], odds[moved], win[moved], race[moved], day[moved], staking.fractional_kelly(kelly), (), commission=commission)
+    again = backtest.run(
+        p[moved],
+        odds[moved],
+        win[moved],
+        race[moved],
+        day[moved],
+        staking.fractional_kelly(kelly),
+        (),
+        commission=commission,
+    )
     assert again["bankroll"].to_numpy() == pytest.approx(path["bankroll"].to_numpy())
     f = backtest.figures(path)
     assert 0 <= f["max_drawdown"] <= 1
@@ -306,11 +401,15 @@ def test_own_money_in_the_pool_costs_the_bettor():
     pool = np.full(len(p), 200_000.0)
 
     def roi(**kw):
-        return backtest.figures(backtest.run(p, odds, win, race, day, staking.fractional_kelly(0.25), **kw), n=1)["roi"]
+        return backtest.figures(
+            backtest.run(p, odds, win, race, day, staking.fractional_kelly(0.25), **kw), n=1
+        )["roi"]
 
     deep, small = roi(bankroll=1e4), roi(bankroll=1e4, pool=pool)
     large = roi(bankroll=1e7, pool=pool)
-    guarded = roi(bankroll=1e7, pool=pool, controls=(staking.within_pool(), staking.liquidity(0.01)))
+    guarded = roi(
+        bankroll=1e7, pool=pool, controls=(staking.within_pool(), staking.liquidity(0.01))
+    )
     assert deep > small > large
     assert guarded > large
     assert roi(bankroll=1e4, rebate=0.1) > deep
@@ -318,12 +417,21 @@ def test_own_money_in_the_pool_costs_the_bettor():
 
 def test_the_ledger_is_the_path_bet_by_bet():
     p, odds, win, race, day = world(races=200, noise=0.4)
-    path, bets = (call(p, odds, win, race, day, strategy=staking.flat(0.01), commission=0.02) for call in (backtest.run, backtest.ledger))
+    path, bets = (
+        call(p, odds, win, race, day, strategy=staking.flat(0.01), commission=0.02)
+        for call in (backtest.run, backtest.ledger)
+    )
     assert len(bets) == path["bets"].sum()
-    by_day = bets.group_by("day").agg(staked=pl.col("stake").sum(), back=pl.col("returned").sum()).sort("day")
+    by_day = (
+        bets.group_by("day")
+        .agg(staked=pl.col("stake").sum(), back=pl.col("returned").sum())
+        .sort("day")
+    )
     with_bets = path.filter(pl.col("bets") > 0)
     assert by_day["staked"].to_numpy() == pytest.approx(with_bets["turnover"].to_numpy())
-    assert (by_day["back"] - by_day["staked"]).to_numpy() == pytest.approx(with_bets["profit"].to_numpy())
+    assert (by_day["back"] - by_day["staked"]).to_numpy() == pytest.approx(
+        with_bets["profit"].to_numpy()
+    )
     assert np.asarray(odds)[bets["row"]] == pytest.approx(bets["odds"].to_numpy())
     bands = backtest.by_odds(bets)
     assert bands["bets"].sum() == len(bets)
@@ -336,7 +444,16 @@ def test_the_ledger_is_the_path_bet_by_bet():
 def test_sharpe_and_losing_runs_by_hand():
     day = np.array(["2020-01-01", "2020-07-01", "2020-12-30", "2020-12-31"], dtype="datetime64[D]")
     race = np.arange(4)
-    path = backtest.run(np.array([0.5, 0.5, 0.5, 0.1]), np.full(4, 3.0), [1, 0, 0, 0], race, day, staking.flat(0.1), (), bankroll=100)
+    path = backtest.run(
+        np.array([0.5, 0.5, 0.5, 0.1]),
+        np.full(4, 3.0),
+        [1, 0, 0, 0],
+        race,
+        day,
+        staking.flat(0.1),
+        (),
+        bankroll=100,
+    )
     f = backtest.figures(path)
     daily = np.array([0.2, -0.1, -0.1])  # the fourth day has no bet
     assert f["sharpe_bet_day"] == pytest.approx(daily.mean() / daily.std(ddof=1))
@@ -346,7 +463,12 @@ def test_sharpe_and_losing_runs_by_hand():
     years = backtest.by_year(path)
     assert years["year"].to_list() == [2020]
     assert years["roi"].item() == pytest.approx(f["roi"])
-    assert backtest.figures(backtest.run([0.5], [3.0], [1], race[:1], race[:1], staking.flat(0.1)))["sharpe"] is None
+    assert (
+        backtest.figures(backtest.run([0.5], [3.0], [1], race[:1], race[:1], staking.flat(0.1)))[
+            "sharpe"
+        ]
+        is None
+    )
 
 
 @given(st.lists(st.booleans()))
@@ -357,13 +479,17 @@ def test_the_longest_run_is_the_longest(lost):
 
 def test_placebos_leave_minus_the_takeout():
     p, odds, win, race, day = world(races=1500, noise=0.3)
-    table = backtest.placebos(p, odds, win, race, day, draws=12, strategy=staking.flat(1e-5))  # stakes so small that the bankroll hardly moves
+    table = backtest.placebos(
+        p, odds, win, race, day, draws=12, strategy=staking.flat(1e-5)
+    )  # stakes so small that the bankroll hardly moves
     fake = table.filter(world="drawn from the market")["roi"]
     assert fake.mean() == pytest.approx(-0.175, abs=3.5 * fake.std() / len(fake) ** 0.5)
     assert fake.std() < 0.15
     assert table["roi"][0] > fake.max()
     assert table.filter(world="the market's own chances")["bets"].item() == 0
-    regardless = backtest.placebos(p, odds, win, race, day, draws=12, strategy=staking.top_3_bet_proportional(1e-5))
+    regardless = backtest.placebos(
+        p, odds, win, race, day, draws=12, strategy=staking.top_3_bet_proportional(1e-5)
+    )
     fake = regardless.filter(world="drawn from the market")["roi"]
     assert fake.mean() == pytest.approx(-0.175, abs=3.5 * fake.std() / len(fake) ** 0.5)
     assert regardless.filter(world="the market's own chances")["roi"].item() < 0
@@ -380,13 +506,30 @@ def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
     keys = dict(race_id=["a"] * 3, runner_no=[1, 2, 3])
     starts = pl.DataFrame(keys)
     stage = ["opening"] * 3 + ["closing"] * 2
-    prices = pl.DataFrame(dict(race_id=["a"] * 5, runner_no=[3, 1, 2, 1, 2], stage=stage, odds=[9.0, 3.0, 4.0, 2.0, 5.0]))
+    prices = pl.DataFrame(
+        dict(
+            race_id=["a"] * 5,
+            runner_no=[3, 1, 2, 1, 2],
+            stage=stage,
+            odds=[9.0, 3.0, 4.0, 2.0, 5.0],
+        )
+    )
     at, label = backtest.next_price(starts, prices)
     assert at["odds"][:2].tolist() == [3, 4]
     assert np.isnan(at["odds"][2])  # never paid, so never chosen
     assert at["settle_odds"][:2].tolist() == [2, 5]
     assert label == "chosen at the opening price, settled at the closing price"
-    path = backtest.run([0.5, 0.1, 0.4], at["odds"], [1, 0, 0], np.zeros(3, int), np.zeros(3, int), staking.flat(0.1), (), 100, settle_odds=at["settle_odds"])
+    path = backtest.run(
+        [0.5, 0.1, 0.4],
+        at["odds"],
+        [1, 0, 0],
+        np.zeros(3, int),
+        np.zeros(3, int),
+        staking.flat(0.1),
+        (),
+        100,
+        settle_odds=at["settle_odds"],
+    )
     assert path["profit"].item() == pytest.approx(10)
     with pytest.raises(BadInput, match="closing, opening"):
         backtest.stage_odds(starts, prices, "forecast")
@@ -395,14 +538,21 @@ def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
 def test_paying_at_a_worse_price_than_chosen_is_possible():
     p, odds, win, race, day = world(noise=0.4)
     chosen = backtest.figures(backtest.run(p, odds, win, race, day, staking.flat(0.001)))
-    paid = backtest.figures(backtest.run(p, odds, win, race, day, staking.flat(0.001), settle_odds=1 + 0.9 * (odds - 1)), label="settled at a later price")
+    paid = backtest.figures(
+        backtest.run(
+            p, odds, win, race, day, staking.flat(0.001), settle_odds=1 + 0.9 * (odds - 1)
+        ),
+        label="settled at a later price",
+    )
     assert paid["roi"] < chosen["roi"]
     assert paid["label"] == "settled at a later price"
 
 
 def test_the_deepest_fall_is_measured_from_the_peak_before_it():
     odds, race = np.full(3, 3.0), np.arange(3)
-    path = backtest.run(np.full(3, 0.5), odds, [0, 1, 1], race, race, staking.flat(0.5), (), bankroll=100)
+    path = backtest.run(
+        np.full(3, 0.5), odds, [0, 1, 1], race, race, staking.flat(0.5), (), bankroll=100
+    )
     assert path["bankroll"].to_list() == [50, 100, 200]
     f = backtest.figures(path)
     assert f["max_drawdown"] == 0.5

@@ -23,11 +23,19 @@ def season(races=300, seed=0, spread=1.0, dead_heats=0.0, least=1):
     finish = utility + rng.gumbel(size=len(race))
     best = np.full(races, -np.inf)
     np.maximum.at(best, race, finish)
-    first = (finish == best[race]) | ((rng.random(len(race)) < dead_heats) & (finish > best[race] - 1))
+    first = (finish == best[race]) | (
+        (rng.random(len(race)) < dead_heats) & (finish > best[race] - 1)
+    )
     return softmax(utility, race), first / np.bincount(race, first)[race], race, race // 8
 
 
-seasons = st.builds(season, races=st.integers(1, 40), seed=st.integers(0, 10_000), spread=st.floats(0.01, 4), dead_heats=st.sampled_from([0.0, 0.3]))
+seasons = st.builds(
+    season,
+    races=st.integers(1, 40),
+    seed=st.integers(0, 10_000),
+    spread=st.floats(0.01, 4),
+    dead_heats=st.sampled_from([0.0, 0.3]),
+)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -47,7 +55,9 @@ def test_a_share_of_one_in_the_same_order_and_nobody_without_a_chance(name, lear
     order = np.lexsort((q, other))
     down = np.diff(r[order]) < -1e-12
     assert not (down & (np.diff(other[order]) == 0)).any(), "somebody was overtaken"
-    assert np.array_equal(cal.from_dict(json.loads(json.dumps(fitted.to_dict()))).apply(q, other), r)
+    assert np.array_equal(
+        cal.from_dict(json.loads(json.dumps(fitted.to_dict()))).apply(q, other), r
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -55,7 +65,10 @@ def test_a_share_of_one_in_the_same_order_and_nobody_without_a_chance(name, lear
 def test_no_fit_sees_the_order_of_runners(seed, name):
     p, win, race, _ = season(60, seed)
     shuffle = np.lexsort((np.random.default_rng(seed).random(len(race)), race))
-    one, other = (MAKERS[name]().fit(p[rows], win[rows], race).apply(p, race) for rows in (np.arange(len(race)), shuffle))
+    one, other = (
+        MAKERS[name]().fit(p[rows], win[rows], race).apply(p, race)
+        for rows in (np.arange(len(race)), shuffle)
+    )
     assert np.allclose(one, other, atol=2e-4)
 
 
@@ -76,7 +89,10 @@ def test_a_forecaster_too_sure_of_itself_is_set_right_on_unseen_races(name):
     q = MAKERS[name]().fit(softmax(1.8 * np.log(p), race), win, race).apply(wrong, code)
     assert logloss(unseen, won, code) <= logloss(q, won, code) + 0.002
     lost = logloss(wrong, won, code) - logloss(unseen, won, code)
-    assert logloss(q, won, code) - logloss(unseen, won, code) < (0.5 if name in ("isotonic", "platt") else 0.1) * lost
+    assert (
+        logloss(q, won, code) - logloss(unseen, won, code)
+        < (0.5 if name in ("isotonic", "platt") else 0.1) * lost
+    )
 
 
 def test_bends_mend_what_one_slope_cannot():
@@ -97,27 +113,37 @@ def test_a_slope_by_field_size_is_found():
     assert choice.name == "size" and c.by_size > 0 and c.sizes == (3, 14)
     pair, field = np.array([0.2, 0.8]), np.zeros(2, int)
     at_three = c.slopes[0] + c.by_size * (np.log(3) - c.centre)
-    assert np.allclose(c.apply(pair, field), softmax(at_three * np.log(pair), field)), "nothing is extrapolated to fields it has not seen"
+    assert np.allclose(c.apply(pair, field), softmax(at_three * np.log(pair), field)), (
+        "nothing is extrapolated to fields it has not seen"
+    )
 
 
 def test_freedom_is_not_rewarded_for_itself():
-    "On a hundred races of a calibrated forecaster the stiff ones win; isotonic steps fit what they saw and nothing else."
+    """On a hundred races of a calibrated forecaster the stiff ones win; isotonic steps fit what
+    they saw and nothing else."""
     unseen, won, code, _ = season(2000, 50)
     names, seen_gain, fold_gain, cost = [], [], [], []
     for seed in range(10):
         p, win, race, day = season(100, seed)
         choice = cal.choose(p, win, race, day)
         names.append(choice.name)
-        seen_gain.append(logloss(p, win, race) - logloss(cal.Isotonic().fit(p, win, race).apply(p, race), win, race))
+        seen_gain.append(
+            logloss(p, win, race)
+            - logloss(cal.Isotonic().fit(p, win, race).apply(p, race), win, race)
+        )
         fold_gain.append(choice.table.filter(name="isotonic")["gain"][0])
-        cost.append(logloss(choice.calibrator.apply(unseen, code), won, code) - logloss(unseen, won, code))
+        cost.append(
+            logloss(choice.calibrator.apply(unseen, code), won, code) - logloss(unseen, won, code)
+        )
     assert min(seen_gain) > 0 > np.mean(fold_gain)
     assert set(names) <= {"identity", "temperature"} and names.count("identity") >= 7, names
     assert max(cost) < 0.02
 
 
 def test_a_fold_holds_whole_days(monkeypatch):
-    p, win, race, day = season(60, 0, least=6)  # a walkover's probability of one would tell no race from another
+    p, win, race, day = season(
+        60, 0, least=6
+    )  # a walkover's probability of one would tell no race from another
     seen = []
 
     class Spy(cal.Calibrator):
@@ -138,7 +164,9 @@ def test_a_fold_holds_whole_days(monkeypatch):
 def test_the_uniform_cannot_be_calibrated():
     _, win, race, day = season(400, 7)
     for make in MAKERS.values():
-        assert np.allclose(make().fit(uniform(race), win, race).apply(uniform(race), race), uniform(race))
+        assert np.allclose(
+            make().fit(uniform(race), win, race).apply(uniform(race), race), uniform(race)
+        )
 
 
 @pytest.mark.parametrize(

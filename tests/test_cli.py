@@ -25,18 +25,44 @@ from racing_core.app import mainjob, terminal
 from racing_core.errors import Leak
 
 COMMANDS = [
-    "score", "contest",
-    "simulate", "ingest", "fetch", "features list", "features build", "backtest", "train", "promote", "rollback",
-    "predict", "serve", "dashboard", "lab", "doctor", "run",
-]  # fmt: skip
-ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {"OMP_NUM_THREADS": "1"}
+    "score",
+    "contest",
+    "simulate",
+    "ingest",
+    "fetch",
+    "features list",
+    "features build",
+    "backtest",
+    "train",
+    "promote",
+    "rollback",
+    "predict",
+    "serve",
+    "dashboard",
+    "lab",
+    "doctor",
+    "run",
+]
+ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {
+    "OMP_NUM_THREADS": "1"
+}
 RACES = 1800
 
 
-def racing(*args: object, home: Path | None = None, timeout: float = 900, **kw) -> subprocess.CompletedProcess:
+def racing(
+    *args: object, home: Path | None = None, timeout: float = 900, **kw
+) -> subprocess.CompletedProcess:
     "The command as the shell calls it."
-    argv = [sys.executable, "-c", "import sys; from racing_core.app.main import main; sys.exit(main())", *(["--home", str(home)] if home else []), *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw)
+    argv = [
+        sys.executable,
+        "-c",
+        "import sys; from racing_core.app.main import main; sys.exit(main())",
+        *(["--home", str(home)] if home else []),
+        *map(str, args),
+    ]
+    return subprocess.run(
+        argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw
+    )
 
 
 def answer(*args: object, home: Path, code: int = 0, **kw) -> dict:
@@ -53,7 +79,9 @@ def home(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("home")
     made = answer("simulate", "--races", RACES, home=place)
     assert made["races"] == RACES and made["changed"]
-    assert answer("train", "--source", "simulated", home=place)["folder"] == str(place / "bundles" / "simulated")
+    assert answer("train", "--source", "simulated", home=place)["folder"] == str(
+        place / "bundles" / "simulated"
+    )
     answer("promote", "simulated", "--to", "champion", home=place)
     return place
 
@@ -65,7 +93,12 @@ def card(home, tmp_path_factory) -> Path:
     from racing_core.data.store import Store
 
     file = tmp_path_factory.mktemp("cards") / "card.json"
-    file.write_text(mainjob.next_week(Store(home_of(home), "simulated").starts()).model_dump_json(exclude_none=True), encoding="utf-8")
+    file.write_text(
+        mainjob.next_week(Store(home_of(home), "simulated").starts()).model_dump_json(
+            exclude_none=True
+        ),
+        encoding="utf-8",
+    )
     return file
 
 
@@ -84,9 +117,25 @@ def test_top_help_lists_every_command_and_the_exit_codes(capsys):
 
 
 def test_help_pays_for_no_heavy_import():
-    heavy = {"numpy", "polars", "pandas", "lightgbm", "sklearn", "mlflow", "torch", "rich", "pydantic", "scipy", "matplotlib"}
+    heavy = {
+        "numpy",
+        "polars",
+        "pandas",
+        "lightgbm",
+        "sklearn",
+        "mlflow",
+        "torch",
+        "rich",
+        "pydantic",
+        "scipy",
+        "matplotlib",
+    }
     code = "import sys, racing_core.app.main; print(*{m.split('.')[0] for m in sys.modules})"
-    assert not heavy & set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert not heavy & set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
 
 
 def test_the_installed_script_is_this_command():
@@ -120,10 +169,16 @@ BAD = {
     "unknown source": (["backtest", "--source", "nowhere", "--test-from", "2020-01-01"], "nowhere"),
     "bad date": (["backtest", "--source", "simulated", "--test-from", "31/01/2020"], "31/01/2020"),
     "no test window": (["backtest", "--source", "simulated"], "--test-from"),
-    "features of nothing": (["features", "build", "--source", "nowhere", "--out", "x.parquet"], "nowhere"),
+    "features of nothing": (
+        ["features", "build", "--source", "nowhere", "--out", "x.parquet"],
+        "nowhere",
+    ),
     "unknown family": (["features", "list", "--family", "nobody"], "nobody"),
     "train on nothing": (["train", "--source", "nowhere"], "nowhere"),
-    "train before all races": (["train", "--source", "simulated", "--until", "1999-01-01"], "1999-01-01"),
+    "train before all races": (
+        ["train", "--source", "simulated", "--until", "1999-01-01"],
+        "1999-01-01",
+    ),
     "no such bundle": (["promote", "nowhere", "--to", "champion"], "nowhere"),
     "unknown title": (["promote", "simulated", "--to", "king"], "king"),
     "nothing to roll back": (["rollback"], "champion"),
@@ -131,19 +186,27 @@ BAD = {
     "serve without model": (["serve", "--bundle", "challenger"], "challenger"),
     "files for a simulated world": (["run", "--data", "."], "--source hkjc"),
     "real results that are not stored": (["run", "--source", "hkjc"], "hkjc"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_in_plain_words(case, home):
     args, named = BAD[case]
     told = answer(*args, home=home, code=2)
-    assert named in json.dumps(told, ensure_ascii=False) and told["error"] in ("BadInput", "BadUsage")
+    assert named in json.dumps(told, ensure_ascii=False) and told["error"] in (
+        "BadInput",
+        "BadUsage",
+    )
 
 
 def test_a_refusal_for_people_is_on_standard_error(home):
     done = racing("train", "--source", "nowhere", home=home)
-    assert (done.returncode, done.stdout) == (2, "") and "racing simulate" not in done.stdout and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        (done.returncode, done.stdout) == (2, "")
+        and "racing simulate" not in done.stdout
+        and "nowhere" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 CARDS = {
@@ -157,7 +220,7 @@ CARDS = {
     "unknown field": (lambda c: c.update(weather="fine"), "weather"),
     "no such going": (lambda c: c.update(going="bouncy"), "going"),
     "another source": (lambda c: c.update(source="hkjc"), "source"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CARDS)
@@ -188,7 +251,21 @@ def test_a_leak_has_a_code_of_its_own(monkeypatch, capsys, home):
         raise Leak("too good to be true", got=0.61, expected="top-1 below 45%")
 
     monkeypatch.setattr(mainjob, "report", leak)
-    assert cli.main(["--home", str(home), "backtest", "--source", "simulated", "--test-from", "2019-01-01", "--json"]) == 3
+    assert (
+        cli.main(
+            [
+                "--home",
+                str(home),
+                "backtest",
+                "--source",
+                "simulated",
+                "--test-from",
+                "2019-01-01",
+                "--json",
+            ]
+        )
+        == 3
+    )
     said = capsys.readouterr()
     assert json.loads(said.out)["error"] == "Leak" and "chatter" in said.err
 
@@ -197,49 +274,88 @@ def test_a_home_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     assert answer("simulate", "--races", 50, home=tmp_path / "file", code=2)["error"] == "BadInput"
     told = answer("doctor", home=tmp_path / "file", code=1)
-    assert not told["usable"] and [c["name"] for c in told["checks"] if c["required"] and c["state"] != "ok"] == ["home"]
+    assert not told["usable"] and [
+        c["name"] for c in told["checks"] if c["required"] and c["state"] != "ok"
+    ] == ["home"]
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-@given(st.recursive(st.floats() | st.integers() | st.text() | st.none() | st.booleans() | st.dates(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.floats() | st.integers() | st.text() | st.none() | st.booleans() | st.dates(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
 def test_every_answer_is_strict_json(value):
     json.loads(json.dumps(terminal.plain(dict(value=value)), allow_nan=False))
 
 
 def test_the_option_goes_before_the_environment(tmp_path):
-    for args, env, place in ((["--home", tmp_path / "a"], tmp_path / "b", "a"), ([], tmp_path / "c", "c")):
-        assert racing(*args, "simulate", "--races", 50, env={"RACING_HOME": str(env)}).returncode == 0
+    for args, env, place in (
+        (["--home", tmp_path / "a"], tmp_path / "b", "a"),
+        ([], tmp_path / "c", "c"),
+    ):
+        assert (
+            racing(*args, "simulate", "--races", 50, env={"RACING_HOME": str(env)}).returncode == 0
+        )
         assert (tmp_path / place / "store" / "simulated" / "manifest.json").is_file()
     assert not (tmp_path / "b").exists()
 
 
 def test_a_world_is_stored_once_and_replaced_whole(tmp_path):
-    first, again = (answer("simulate", "--races", 200, "--seed", 1, home=tmp_path) for _ in range(2))
+    first, again = (
+        answer("simulate", "--races", 200, "--seed", 1, home=tmp_path) for _ in range(2)
+    )
     assert first["changed"] and not again["changed"] and again["starters"] == first["starters"]
     assert answer("simulate", "--races", 100, "--seed", 2, home=tmp_path)["changed"]
-    assert answer("features", "build", "--source", "simulated", "--out", tmp_path / "f.parquet", home=tmp_path)["starters"] < first["starters"]
+    assert (
+        answer(
+            "features",
+            "build",
+            "--source",
+            "simulated",
+            "--out",
+            tmp_path / "f.parquet",
+            home=tmp_path,
+        )["starters"]
+        < first["starters"]
+    )
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["simulated"]
 
 
 def test_features_are_listed_and_counted(home):
     told = answer("features", "list", home=home)
-    assert told["counts"]["historical"] == 56 and len(told["features"]) == 120 and {"name", "unit", "family", "reads"} <= set(told["features"][0])
+    assert (
+        told["counts"]["historical"] == 56
+        and len(told["features"]) == 120
+        and {"name", "unit", "family", "reads"} <= set(told["features"][0])
+    )
 
 
 def test_doctor_finds_the_champion(home):
     told = answer("doctor", home=home)
     found = {c["name"]: c for c in told["checks"]}
-    assert told["usable"] and found["champion"]["state"] == "ok" and "verified" in found["champion"]["found"] and found["sources"]["state"] == "ok"
+    assert (
+        told["usable"]
+        and found["champion"]["state"] == "ok"
+        and "verified" in found["champion"]["found"]
+        and found["sources"]["state"] == "ok"
+    )
     assert all(c["do"] for c in told["checks"] if c["state"] != "ok")
 
 
 def test_a_card_is_ranked_from_a_file_and_from_standard_input(home, card):
     told = answer("predict", card, home=home)
-    assert sum(r["win_probability"] for r in told["ranked"]) == pytest.approx(1) and told["stage"] == "combined"
+    assert (
+        sum(r["win_probability"] for r in told["ranked"]) == pytest.approx(1)
+        and told["stage"] == "combined"
+    )
     assert answer("predict", "-", home=home, input=card.read_text()) == told
     assert answer("predict", card, "--bundle", home / "bundles" / "simulated", home=home) == told
     table = racing("predict", card, home=home).stdout
-    assert table.splitlines()[2].split()[0] == "1" and len(table.splitlines()) >= 2 + len(told["ranked"])
+    assert table.splitlines()[2].split()[0] == "1" and len(table.splitlines()) >= 2 + len(
+        told["ranked"]
+    )
 
 
 HAND = """date,track,country,race,trip,distance,surface,no,horse,odds,age
@@ -257,13 +373,28 @@ def test_a_card_typed_by_hand_is_ranked(home, tmp_path):
     assert "row 2, column age: got 'old'" in told["do"] and "column trip" in told["do"]
     races = answer("predict", file, "--lenient", home=home)["races"]
     assert len(races) == 2 and all(any("column age" in w for w in r["warnings"]) for r in races)
-    assert all(sum(r["win_probability"] for r in race["ranked"]) == pytest.approx(1) for race in races)
-    by_hand = {"date": "31/01/2026", "venue": "Ascot", "country": "GB", "race": 1, "distance": "1m", "surface": "turf"}
-    by_hand["runners"] = [{"no": 1, "horse": "Alpha", "odds": "5/2", "age": 4}, {"no": 2, "horse": "Beta", "odds": "evens"}]
+    assert all(
+        sum(r["win_probability"] for r in race["ranked"]) == pytest.approx(1) for race in races
+    )
+    by_hand = {
+        "date": "31/01/2026",
+        "venue": "Ascot",
+        "country": "GB",
+        "race": 1,
+        "distance": "1m",
+        "surface": "turf",
+    }
+    by_hand["runners"] = [
+        {"no": 1, "horse": "Alpha", "odds": "5/2", "age": 4},
+        {"no": 2, "horse": "Beta", "odds": "evens"},
+    ]
     typed = answer("predict", "-", home=home, input=json.dumps(by_hand))
     assert {r["odds"] for r in typed["ranked"]} == {3.5, 2.0}
     by_hand["runners"][1]["odds"] = "soon"
-    assert "row 2, column odds" in answer("predict", "-", home=home, code=2, input=json.dumps(by_hand))["do"]
+    assert (
+        "row 2, column odds"
+        in answer("predict", "-", home=home, code=2, input=json.dumps(by_hand))["do"]
+    )
 
 
 # --- over the network: a server on this machine ----------------------------------------------------------------------
@@ -277,24 +408,72 @@ def test_results_are_fetched_and_a_second_time_remembered(server, tmp_path):
     server.routes["/v1/results"] = listed("results", [result(date(2026, 8, d)) for d in (3, 5)])
     call = "fetch", "results", "--since", "2026-08-01", "--until", "2026-08-08"
     told = answer(*call, "--source", "mine", home=tmp_path, env=keys(server))
-    assert (told["kind"], told["name"], told["races"], told["runners"], told["changed"]) == ("results", "mine", 2, 6, True)
+    assert (told["kind"], told["name"], told["races"], told["runners"], told["changed"]) == (
+        "results",
+        "mine",
+        2,
+        6,
+        True,
+    )
     again = racing(*call, "--source", "mine", home=tmp_path, env=keys(server))
-    assert again.returncode == 0 and "nothing new" in again.stdout and again.stderr == "" and server.times("/v1/results") == 1
-    doctor = {c["found"].split(":")[0]: c for c in answer("doctor", home=tmp_path, code=0)["checks"] if c["name"] == "columns"}
-    assert "absent" in doctor["mine"]["found"] and "body_weight_kg" in doctor["mine"]["found"] and "horse_id" not in doctor["mine"]["found"]
+    assert (
+        again.returncode == 0
+        and "nothing new" in again.stdout
+        and again.stderr == ""
+        and server.times("/v1/results") == 1
+    )
+    doctor = {
+        c["found"].split(":")[0]: c
+        for c in answer("doctor", home=tmp_path, code=0)["checks"]
+        if c["name"] == "columns"
+    }
+    assert (
+        "absent" in doctor["mine"]["found"]
+        and "body_weight_kg" in doctor["mine"]["found"]
+        and "horse_id" not in doctor["mine"]["found"]
+    )
 
 
-@pytest.mark.parametrize(("kind", "names"), [("card", ["RACING_API_USER"]), ("weather", ["WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"])])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("card", ["RACING_API_USER"]), ("weather", ["WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"])],
+)
 def test_a_missing_key_is_named(kind, names, server, tmp_path):
-    none = dict.fromkeys(("RACING_API_USER", "RACING_API_PASSWORD", "WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"), "")
-    done = racing("fetch", kind, "--source", "mine", "--since", "2026-08-01", home=tmp_path, env=keys(server) | none)
-    assert done.returncode == 2 and done.stdout == "" and all(n in done.stderr for n in names) and "Traceback" not in done.stderr
+    none = dict.fromkeys(
+        ("RACING_API_USER", "RACING_API_PASSWORD", "WEATHERAPI_KEY", "OPENWEATHERMAP_API_KEY"), ""
+    )
+    done = racing(
+        "fetch",
+        kind,
+        "--source",
+        "mine",
+        "--since",
+        "2026-08-01",
+        home=tmp_path,
+        env=keys(server) | none,
+    )
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and all(n in done.stderr for n in names)
+        and "Traceback" not in done.stderr
+    )
     assert not server.asked and not (tmp_path / "store").exists()
 
 
 def test_a_source_that_refuses_is_no_fault_of_the_caller(server, tmp_path):
     server.routes["/v1/results"] = status(401)
-    told = answer("fetch", "results", "--since", "2026-08-01", "--until", "2026-08-08", home=tmp_path, env=keys(server), code=1)
+    told = answer(
+        "fetch",
+        "results",
+        "--since",
+        "2026-08-01",
+        "--until",
+        "2026-08-08",
+        home=tmp_path,
+        env=keys(server),
+        code=1,
+    )
     assert told["error"] == "Unreachable" and "RACING_API_USER" in told["do"]
 
 
@@ -308,7 +487,10 @@ def test_weather_that_came_later_does_not_hide_the_results(tmp_path):
     file = Store(place, "mine").folder / "manifest.json"
     manifest = json.loads(file.read_text())
     last = manifest["ingests"][-1]
-    manifest["ingests"].append({k: 0 if isinstance(v, int) else v for k, v in last.items()} | {"source": "weather", "races": 3})
+    manifest["ingests"].append(
+        {k: 0 if isinstance(v, int) else v for k, v in last.items()}
+        | {"source": "weather", "races": 3}
+    )
     file.write_text(json.dumps(manifest))
     assert mainjob.obtain(place, "mine", None, 0, 0)["starters"] == last["starters"] > 0
 
@@ -329,8 +511,14 @@ def test_a_warning_is_one_plain_line(monkeypatch, capsys, tmp_path):
 
 
 def test_absent_comments_are_told_without_a_file_name(home, tmp_path):
-    said = racing("features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=home).stderr.splitlines()
-    assert said and all(line.startswith("note: ") and ".py" not in line for line in said) and len(said) == len(set(said)), said
+    said = racing(
+        "features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=home
+    ).stderr.splitlines()
+    assert (
+        said
+        and all(line.startswith("note: ") and ".py" not in line for line in said)
+        and len(said) == len(set(said))
+    ), said
 
 
 def test_the_service_starts_answers_and_stops(home, card):
@@ -338,8 +526,20 @@ def test_the_service_starts_answers_and_stops(home, card):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
         assert str(port) in answer("serve", "--port", port, home=home, code=2)["got"]
-    argv = [sys.executable, "-c", "import sys; from racing_core.app.main import main; sys.exit(main())", "--home", str(home), "serve", "--port", str(port), "--json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV) as server:
+    argv = [
+        sys.executable,
+        "-c",
+        "import sys; from racing_core.app.main import main; sys.exit(main())",
+        "--home",
+        str(home),
+        "serve",
+        "--port",
+        str(port),
+        "--json",
+    ]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV
+    ) as server:
         try:
             url = json.loads(server.stdout.readline())["url"]
             for _ in range(120):
@@ -348,7 +548,12 @@ def test_the_service_starts_answers_and_stops(home, card):
                         break
                 except httpx.TransportError:
                     time.sleep(0.5)
-            told = httpx.post(f"{url}/api/v2/predict", content=card.read_bytes(), headers={"content-type": "application/json"}, timeout=60)
+            told = httpx.post(
+                f"{url}/api/v2/predict",
+                content=card.read_bytes(),
+                headers={"content-type": "application/json"},
+                timeout=60,
+            )
             assert told.json()["ranked"] == answer("predict", card, home=home)["ranked"]
         finally:
             server.send_signal(signal.SIGTERM)
@@ -358,16 +563,57 @@ def test_the_service_starts_answers_and_stops(home, card):
 # --- from nothing to a promoted model --------------------------------------------------------------------------------
 def test_the_way_of_a_model(tmp_path, card):
     made = answer("simulate", "--races", RACES, home=tmp_path)
-    built = answer("features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=tmp_path)
+    built = answer(
+        "features", "build", "--source", "simulated", "--out", tmp_path / "x.parquet", home=tmp_path
+    )
     assert built["starters"] == made["starters"] and built["features"] == 120
-    found = answer("backtest", "--source", "simulated", "--test-from", "2019-10-01", "--report", tmp_path / "report", home=tmp_path)
-    assert {"races", "starters", "uniform_logloss", "delta_r2", "delta_r2_ci", "test_looks", "tripwires", "seconds", "peak_mb"} <= set(found)
-    assert all({"logloss", "r2", "top1", "ndcg", "brier", "ece"} <= set(found[stage]) for stage in ("market", "fundamental", "combined"))
-    assert Path(found["report"]).parent == tmp_path / "report" and Path(found["report"]).stat().st_size > 10_000
+    found = answer(
+        "backtest",
+        "--source",
+        "simulated",
+        "--test-from",
+        "2019-10-01",
+        "--report",
+        tmp_path / "report",
+        home=tmp_path,
+    )
+    assert {
+        "races",
+        "starters",
+        "uniform_logloss",
+        "delta_r2",
+        "delta_r2_ci",
+        "test_looks",
+        "tripwires",
+        "seconds",
+        "peak_mb",
+    } <= set(found)
+    assert all(
+        {"logloss", "r2", "top1", "ndcg", "brier", "ece"} <= set(found[stage])
+        for stage in ("market", "fundamental", "combined")
+    )
+    assert (
+        Path(found["report"]).parent == tmp_path / "report"
+        and Path(found["report"]).stat().st_size > 10_000
+    )
     versions = []
     for until in ("2019-10-01", "2019-11-01"):
-        versions.append(answer("train", "--source", "simulated", "--until", until, "--out", tmp_path / until, home=tmp_path)["version"])
-        assert answer("promote", tmp_path / until, "--to", "champion", home=tmp_path)["champion"] == versions[-1]
+        versions.append(
+            answer(
+                "train",
+                "--source",
+                "simulated",
+                "--until",
+                until,
+                "--out",
+                tmp_path / until,
+                home=tmp_path,
+            )["version"]
+        )
+        assert (
+            answer("promote", tmp_path / until, "--to", "champion", home=tmp_path)["champion"]
+            == versions[-1]
+        )
     assert answer("predict", card, home=tmp_path)["version"] == versions[1]
     assert answer("rollback", home=tmp_path)["champion"] == versions[0]
     assert answer("predict", card, home=tmp_path)["version"] == versions[0]
@@ -376,9 +622,22 @@ def test_the_way_of_a_model(tmp_path, card):
 def test_the_main_job_resumes_where_it_stopped(tmp_path):
     first = racing("run", "--races", RACES, "--test-from", "2019-10-01", home=tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "report: " in first.stdout and first.stdout.count("\n  ") >= 3 and "racing predict" not in first.stderr
+    assert (
+        "report: " in first.stdout
+        and first.stdout.count("\n  ") >= 3
+        and "racing predict" not in first.stderr
+    )
     ledger = (tmp_path / "runs" / "looks.json").read_text()
     again = answer("run", "--races", RACES, "--test-from", "2019-10-01", home=tmp_path)
-    assert (tmp_path / "runs" / "looks.json").read_text() == ledger, "the test window is not looked at again"
-    assert Path(again["report"]).is_file() and again["bundle"]["champion"] == again["bundle"]["version"] and not again["results"]["changed"]
-    assert answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"]["ranked"] and not again["prediction"]["warnings"]
+    assert (tmp_path / "runs" / "looks.json").read_text() == ledger, (
+        "the test window is not looked at again"
+    )
+    assert (
+        Path(again["report"]).is_file()
+        and again["bundle"]["champion"] == again["bundle"]["version"]
+        and not again["results"]["changed"]
+    )
+    assert (
+        answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"]["ranked"]
+        and not again["prediction"]["warnings"]
+    )

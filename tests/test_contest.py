@@ -30,40 +30,64 @@ def world():
 
 def test_the_specified_stack_has_the_specified_settings():
     spec = {f.name: f.default for f in fields(stacking.TwoStage)}
-    assert (spec["top"], spec["C"], spec["trees"], spec["learning_rate"], spec["patience"], spec["clip"]) == (10, 1.0, 100, 0.01, 20, 0.99)
+    assert (
+        spec["top"],
+        spec["C"],
+        spec["trees"],
+        spec["learning_rate"],
+        spec["patience"],
+        spec["clip"],
+    ) == (10, 1.0, 100, 0.01, 20, 0.99)
     assert len(zoo()) + spec["top"] == 18, "meta-features"
 
 
 def test_out_of_fold_scores_know_nothing_of_their_own_race_or_later_ones(world):
     X, y, dates = world
-    signal = Matrix(np.column_stack([X.values[:, :5], np.zeros(len(X))]), (*X.columns[:5], "shifting"), X.race)
+    signal = Matrix(
+        np.column_stack([X.values[:, :5], np.zeros(len(X))]), (*X.columns[:5], "shifting"), X.race
+    )
     cut = dates[len(dates) // 2]
-    signal.values[:, 5] = np.where(dates > cut, y.win, 0.0)  # a column that gives the winner away from some day on
-    found = out_of_fold({"m": lambda: ConditionalLogit(l2=1)}, signal, y, folds_of(dates, X.race, 5))
+    signal.values[:, 5] = np.where(
+        dates > cut, y.win, 0.0
+    )  # a column that gives the winner away from some day on
+    found = out_of_fold(
+        {"m": lambda: ConditionalLogit(l2=1)}, signal, y, folds_of(dates, X.race, 5)
+    )
     first = min(dates[s].min() for t, s in folds_of(dates, X.race, 5) if dates[s].max() > cut)
     rows = found.known & (dates < first)
-    blind = mcfadden_r2(softmax(found.values[rows, 0], signal.rows(rows).race), y.win[rows], signal.rows(rows).race)
+    blind = mcfadden_r2(
+        softmax(found.values[rows, 0], signal.rows(rows).race), y.win[rows], signal.rows(rows).race
+    )
     assert blind < 0.3, "before the column spoke nobody could have learnt from it"
-    ahead = out_of_fold({"m": lambda: ConditionalLogit(l2=1)}, signal, y, folds_of(dates, X.race, 5, "grouped"))
+    ahead = out_of_fold(
+        {"m": lambda: ConditionalLogit(l2=1)}, signal, y, folds_of(dates, X.race, 5, "grouped")
+    )
     assert ahead.known.all() and not found.known.all()
 
 
 def test_a_fit_that_was_cut_short_is_not_kept(world, tmp_path, monkeypatch):
     X, y, dates = world
     train, score = folds_of(dates, X.race, 3)[0]
-    monkeypatch.setattr(ConditionalLogit, "_score", lambda self, Z: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        ConditionalLogit, "_score", lambda self, Z: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         fit_once(ConditionalLogit(), X, y, train, score, tmp_path)
     assert not list(tmp_path.rglob("*.npz"))
     monkeypatch.undo()
-    assert not fit_once(ConditionalLogit(), X, y, train, score, tmp_path).kept and fit_once(ConditionalLogit(), X, y, train, score, tmp_path).kept
+    assert (
+        not fit_once(ConditionalLogit(), X, y, train, score, tmp_path).kept
+        and fit_once(ConditionalLogit(), X, y, train, score, tmp_path).kept
+    )
 
 
 def test_a_kept_fit_depends_on_the_outcomes_too(world, tmp_path):
     X, y, dates = world
     train, score = folds_of(dates, X.race, 3)[0]
     fit_once(ConditionalLogit(), X, y, train, score, tmp_path)
-    restated = Outcomes(y.win, np.where(np.arange(len(X)) == np.flatnonzero(train)[3], 9.0, y.position))
+    restated = Outcomes(
+        y.win, np.where(np.arange(len(X)) == np.flatnonzero(train)[3], 9.0, y.position)
+    )
     assert not fit_once(ConditionalLogit(), X, restated, train, score, tmp_path).kept
 
 
@@ -85,17 +109,45 @@ def ran(tmp_path_factory):
     home = tmp_path_factory.mktemp("contest")
     made = answer("simulate", "--races", 1500, home=home)
     assert made["races"] == 1500
-    asked = ("contest", "--source", "simulated", "--test-from", "2019-05-01", "--only", "lightgbm_lambdarank", "--only", "logistic_regression")
+    asked = (
+        "contest",
+        "--source",
+        "simulated",
+        "--test-from",
+        "2019-05-01",
+        "--only",
+        "lightgbm_lambdarank",
+        "--only",
+        "logistic_regression",
+    )
     return home, asked, answer(*asked, home=home, timeout=600)
 
 
 def test_the_command_compares_and_reports(ran):
     _, _, found = ran
     names = {c["name"] for c in found["contestants"]}
-    assert {"market", "lightgbm_lambdarank", "logistic_regression", "single_best", "average", "stage_2a", "stage_2b", "weighted_all", "pipeline"} <= names
+    assert {
+        "market",
+        "lightgbm_lambdarank",
+        "logistic_regression",
+        "single_best",
+        "average",
+        "stage_2a",
+        "stage_2b",
+        "weighted_all",
+        "pipeline",
+    } <= names
     page = Path(found["report"]).read_text(encoding="utf-8")
-    assert "stack, stage 2B: as specified" in page and "walk forward" in page and "look number 1" in page
-    assert found["test_looks"] == 1 and set(found["tripped"]) <= {"delta_r2"} and len(found["told"][0]["features"]) == 10
+    assert (
+        "stack, stage 2B: as specified" in page
+        and "walk forward" in page
+        and "look number 1" in page
+    )
+    assert (
+        found["test_looks"] == 1
+        and set(found["tripped"]) <= {"delta_r2"}
+        and len(found["told"][0]["features"]) == 10
+    )
 
 
 def test_a_second_run_takes_kept_fits_and_counts_the_look(ran):
@@ -109,4 +161,8 @@ def test_a_second_run_takes_kept_fits_and_counts_the_look(ran):
 
 def test_the_test_window_of_the_command_is_the_last_part(ran):
     _, _, found = ran
-    assert found["test_from"] == "2019-05-01" and found["races"] > 50 and timedelta(0) < timedelta(seconds=found["seconds"])
+    assert (
+        found["test_from"] == "2019-05-01"
+        and found["races"] > 50
+        and timedelta(0) < timedelta(seconds=found["seconds"])
+    )

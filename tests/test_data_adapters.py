@@ -13,8 +13,22 @@ from racing_core.starts import positions, winners
 HEAD = "Date,Course,Off,Name,Class,Dist,Going,Num,Pos,Draw,Ovr_Btn,Horse,SP,Age,Sex,Wgt,Jockey,Trainer,Comment\n"
 
 
-def british(no, pos, *, sp="4/1", course="Ripon", off="2:00", jockey=None, btn="1", going="Good", trainer="T"):
-    return f"2021-05-01,{course},{off},Made Stakes,Class 4,1m,{going},{no},{pos},{no},{btn},Horse {no},{sp},4,G,9-{no},{jockey or f'J{no}'},{trainer},ran on\n"
+def british(
+    no,
+    pos,
+    *,
+    sp="4/1",
+    course="Ripon",
+    off="2:00",
+    jockey=None,
+    btn="1",
+    going="Good",
+    trainer="T",
+):
+    return (
+        f"2021-05-01,{course},{off},Made Stakes,Class 4,1m,{going},{no},{pos},{no},{btn},Horse"
+        f" {no},{sp},4,G,9-{no},{jockey or f'J{no}'},{trainer},ran on\n"
+    )
 
 
 def read(tmp_path, *rows, name="gb_2021.csv", head=HEAD):
@@ -23,24 +37,41 @@ def read(tmp_path, *rows, name="gb_2021.csv", head=HEAD):
 
 
 def test_the_three_are_sources():
-    assert {"rpscrape": rpscrape.parse, "betfair": betfair.parse, "nyra": nyra.parse}.items() <= SOURCES.items()
+    assert {
+        "rpscrape": rpscrape.parse,
+        "betfair": betfair.parse,
+        "nyra": nyra.parse,
+    }.items() <= SOURCES.items()
 
 
 @pytest.mark.parametrize("code", ["PU", "F", "UR", "BD", "RO", "SU", "REF", "RR", "LFT"])
 def test_who_starts_and_does_not_finish(tmp_path, code):
     done = read(tmp_path, british(1, 1), british(2, code, btn=""))
-    assert done.tables["results"].select("status", "position").rows() == [("finished", 1), ("did_not_finish", None)]
+    assert done.tables["results"].select("status", "position").rows() == [
+        ("finished", 1),
+        ("did_not_finish", None),
+    ]
 
 
 def test_a_word_nobody_knows_spoils_its_cell_or_its_race(tmp_path):
-    done = read(tmp_path, british(1, 1, sp="soon"), british(2, 2), british(1, 1, off="2:30"), british(2, "VOI", off="2:30"))
+    done = read(
+        tmp_path,
+        british(1, 1, sp="soon"),
+        british(2, 2),
+        british(1, 1, off="2:30"),
+        british(2, "VOI", off="2:30"),
+    )
     assert done.reconciliation["races"] == 1 and done.reconciliation["quarantined"] == 2
     assert set(done.quarantine.select("column", "got").rows()) == {("sp", "soon"), ("pos", "VOI")}
     assert done.tables["prices"]["odds"].to_list() == [5]
 
 
 def test_country_from_column_course_or_file(tmp_path):
-    rows = [british(1, 1, course="Cork (IRE)"), british(1, 1, course="Ripon"), british(1, 1, course="Dundalk (AW) (IRE)", going="Standard")]
+    rows = [
+        british(1, 1, course="Cork (IRE)"),
+        british(1, 1, course="Ripon"),
+        british(1, 1, course="Dundalk (AW) (IRE)", going="Standard"),
+    ]
     races = read(tmp_path, *rows).tables["races"].sort("course")
     assert races["course"].to_list() == ["Cork", "Dundalk", "Ripon"]
     assert races["jurisdiction"].to_list() == ["IE", "IE", "GB"]
@@ -52,14 +83,22 @@ def test_country_from_column_course_or_file(tmp_path):
 
 def test_heads_that_are_right_stay(tmp_path):
     done = read(tmp_path, *(british(i, i) for i in (1, 2, 3)))
-    assert done.tables["runners"]["trainer_id"].to_list() == ["T"] * 3 and not done.reconciliation["why"]
+    assert (
+        done.tables["runners"]["trainer_id"].to_list() == ["T"] * 3
+        and not done.reconciliation["why"]
+    )
     done = read(tmp_path, *(british(i, i, jockey="Yard", trainer=f"R{i}") for i in (1, 2, 3)))
-    assert done.tables["runners"]["trainer_id"].to_list() == ["Yard"] * 3 and list(done.reconciliation["why"].values()) == [3]
+    assert done.tables["runners"]["trainer_id"].to_list() == ["Yard"] * 3 and list(
+        done.reconciliation["why"].values()
+    ) == [3]
 
 
 def test_numbers_do_not_tell_the_order_of_finish(tmp_path):
     head = "date,course,time,race_name,class,distance,going,pos,draw,btn,name,sp,age,weight,jockey,trainer\n"
-    rows = [f"1 May 2021,Pau,2:00,Prix,not found,1m,Soft,{p},{p},{p},{h},2/1,3,9-0,J{p},T{p}\n" for p, h in ((1, "Zoe"), (2, "Max"), (3, "Ada"))]
+    rows = [
+        f"1 May 2021,Pau,2:00,Prix,not found,1m,Soft,{p},{p},{p},{h},2/1,3,9-0,J{p},T{p}\n"
+        for p, h in ((1, "Zoe"), (2, "Max"), (3, "Ada"))
+    ]
     done = read(tmp_path, *rows, name="fr-2021.csv", head=head)
     assert done.tables["runners"]["horse_id"].to_list() == ["Ada", "Max", "Zoe"]
     assert done.tables["results"]["position"].to_list() == [3, 2, 1]
@@ -74,28 +113,43 @@ def test_missing_columns_are_named(tmp_path):
 def test_exchange_prices_and_unknown_places(tmp_path):
     line = "{d},13:05:00,Made,NSW,1,{m},R1,1200,Hcap,{n},{h},{r},{b}\n"
     rows = [
-        line.format(d="13/05/2021", m=9, n=n, h=h, r=r, b=b) for n, h, r, b in ((1, "Ada", "LOSER", 3.1), (2, "Bo", "WINNER", 1.9), (3, "Cy", "REMOVED", 8))
+        line.format(d="13/05/2021", m=9, n=n, h=h, r=r, b=b)
+        for n, h, r, b in (
+            (1, "Ada", "LOSER", 3.1),
+            (2, "Bo", "WINNER", 1.9),
+            (3, "Cy", "REMOVED", 8),
+        )
     ]
-    (tmp_path / "ANZ_Thoroughbreds_2021_05.csv").write_text(",".join(betfair.COLUMNS) + "\n" + "".join(rows), encoding="utf-8")
+    (tmp_path / "ANZ_Thoroughbreds_2021_05.csv").write_text(
+        ",".join(betfair.COLUMNS) + "\n" + "".join(rows), encoding="utf-8"
+    )
     done = ingest("betfair", tmp_path, home := Home(tmp_path / "home", ""))
     starts = Store(home, "betfair").starts()
     assert (done.starters, done.non_runners) == (2, 1)
     assert positions(starts).tolist()[1] == 1 and positions(starts)[0] != positions(starts)[0]
-    assert starts["status"].to_list() == ["finished", "finished"] and winners(starts).tolist() == [0, 1] and starts["odds"].to_list() == [3.1, 1.9]
+    assert (
+        starts["status"].to_list() == ["finished", "finished"]
+        and winners(starts).tolist() == [0, 1]
+        and starts["odds"].to_list() == [3.1, 1.9]
+    )
     assert set(Store(home, "betfair").read("prices")["stage"]) == {"closing", "exchange_sp"}
     shares = dict(coverage(starts).rows())
     assert (shares["jockey_id"], shares["position"], shares["odds"]) == (0, 0.5, 1)
 
 
 def new_york(tmp_path, starts, races=("AQU,2019-02-03,4,600,D,FT ,CLM,25000,00122",)):
-    (tmp_path / "starts.csv").write_text("\n".join([",".join(nyra.STARTS), *starts]), encoding="utf-8")
+    (tmp_path / "starts.csv").write_text(
+        "\n".join([",".join(nyra.STARTS), *starts]), encoding="utf-8"
+    )
     (tmp_path / "races.csv").write_text("\n".join([",".join(nyra.RACES), *races]), encoding="utf-8")
     return nyra.parse(tmp_path)
 
 
 def test_no_horse_runs_twice_in_new_york(tmp_path):
     races = [f"AQU,2019-02-0{d},4,600,D,FT ,CLM,25000,00122" for d in (3, 4)]
-    done = new_york(tmp_path, [f"AQU,2019-02-0{d},4,{n},120,A,150,{n}" for d in (3, 4) for n in (1, 2)], races)
+    done = new_york(
+        tmp_path, [f"AQU,2019-02-0{d},4,{n},120,A,150,{n}" for d in (3, 4) for n in (1, 2)], races
+    )
     assert done.tables["runners"]["horse_id"].n_unique() == 4
 
 
@@ -108,7 +162,9 @@ def test_a_start_without_its_race_or_a_race_told_twice_is_set_aside(tmp_path):
     done = new_york(tmp_path, ["AQU,2019-02-03,4,1,120,A,150,1", "AQU,2019-02-03,5,1,120,A,150,1"])
     assert done.reconciliation["races"] == 1 and done.reconciliation["quarantined"] == 1
     twice = [f"AQU,2019-02-03,4,{d},D,FT ,CLM,25000,00122" for d in (600, 700)]
-    assert new_york(tmp_path, ["AQU,2019-02-03,4,1,120,A,150,1"], twice).reconciliation["races"] == 0
+    assert (
+        new_york(tmp_path, ["AQU,2019-02-03,4,1,120,A,150,1"], twice).reconciliation["races"] == 0
+    )
 
 
 def real(source, shared_data, tmp_path_factory):
@@ -116,17 +172,29 @@ def real(source, shared_data, tmp_path_factory):
         pytest.skip(f"no {source} results in {shared_data}")
     home = Home(tmp_path_factory.mktemp(source), "")
     account = ingest(source, shared_data / source, home)
-    assert account.rows_read == account.duplicates + account.quarantined + account.non_runners + account.starters
+    assert (
+        account.rows_read
+        == account.duplicates + account.quarantined + account.non_runners + account.starters
+    )
     assert not ingest(source, shared_data / source, home).changed
     return account, Store(home, source)
 
 
 def counts(account):
-    return account.rows_read, account.duplicates, account.quarantined, account.starters, account.races, account.dead_heats_first
+    return (
+        account.rows_read,
+        account.duplicates,
+        account.quarantined,
+        account.starters,
+        account.races,
+        account.dead_heats_first,
+    )
 
 
 def overround(starts):
-    return starts.group_by("race_id").agg(over=pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum()))["over"]
+    return starts.group_by("race_id").agg(
+        over=pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum())
+    )["over"]
 
 
 def test_real_racing_post_export(shared_data, tmp_path_factory):
@@ -134,10 +202,21 @@ def test_real_racing_post_export(shared_data, tmp_path_factory):
     starts, results = store.starts(), store.read("results")
     assert counts(account) == (678, 0, 0, 678, 72, 0)
     assert list(account.why.values()) == [477]
-    assert results["comment"].null_count() == 288 and (results["status"] == "did_not_finish").sum() == 1
-    over = overround(starts).drop_nulls()  # the printed prices of one race sum to .983: a late withdrawal, perhaps
+    assert (
+        results["comment"].null_count() == 288
+        and (results["status"] == "did_not_finish").sum() == 1
+    )
+    over = overround(
+        starts
+    ).drop_nulls()  # the printed prices of one race sum to .983: a late withdrawal, perhaps
     assert over.is_between(1.05, 1.25).sum() == len(over) - 1 and starts["odds"].null_count() == 10
-    assert starts["distance_m"].null_count() == starts["going"].null_count() == starts["surface"].null_count() == starts["weight_kg"].null_count() == 0
+    assert (
+        starts["distance_m"].null_count()
+        == starts["going"].null_count()
+        == starts["surface"].null_count()
+        == starts["weight_kg"].null_count()
+        == 0
+    )
     assert not starts.select(pl.struct("race_id", "jockey_id").is_duplicated().any()).item()
 
 
@@ -147,7 +226,10 @@ def test_real_exchange(shared_data, tmp_path_factory):
     assert counts(account) == (61091, 232, 0, 60859, 6160, 9)
     assert overround(starts).mean() == pytest.approx(1.004, abs=0.001)
     shares = dict(coverage(starts).rows())
-    assert shares["jockey_id"] == shares["going"] == shares["time_s"] == 0 and shares["odds"] == shares["distance_m"] == 1
+    assert (
+        shares["jockey_id"] == shares["going"] == shares["time_s"] == 0
+        and shares["odds"] == shares["distance_m"] == 1
+    )
     assert shares["position"] == pytest.approx((6160 + 9) / 60859)
 
 
@@ -158,4 +240,7 @@ def test_real_new_york(shared_data, tmp_path_factory):
     assert list(account.why.values()) == [254, 3]
     over = overround(starts)
     assert over.null_count() == 126 and over.drop_nulls().is_between(1.19, 1.23).all()
-    assert starts["horse_id"].n_unique() == len(starts) and dict(coverage(starts).rows())["trainer_id"] == 0
+    assert (
+        starts["horse_id"].n_unique() == len(starts)
+        and dict(coverage(starts).rows())["trainer_id"] == 0
+    )

@@ -24,7 +24,12 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 
 
 def one(parser, said):
-    return pl.DataFrame({"said": [said]}, schema={"said": pl.String}).select(parser(pl.col("said"))).to_series().item()
+    return (
+        pl.DataFrame({"said": [said]}, schema={"said": pl.String})
+        .select(parser(pl.col("said")))
+        .to_series()
+        .item()
+    )
 
 
 @quick
@@ -34,7 +39,11 @@ def test_decimal_odds_there_and_back(price):
 
 
 @quick
-@given(st.fractions(Fraction(1, 40), Fraction(1000), max_denominator=40), st.sampled_from(["/", "-", " / "]), st.sampled_from(["", "F", "JF"]))
+@given(
+    st.fractions(Fraction(1, 40), Fraction(1000), max_denominator=40),
+    st.sampled_from(["/", "-", " / "]),
+    st.sampled_from(["", "F", "JF"]),
+)
 def test_fractional_odds_there_and_back(f, dash, favourite):
     said = f"{f.numerator}{dash}{f.denominator}{favourite if dash == '/' else ''}"
     assert one(cards.odds, said) == pytest.approx(1 + float(f))
@@ -43,13 +52,21 @@ def test_fractional_odds_there_and_back(f, dash, favourite):
 @quick
 @given(st.integers(100, 99_900), st.sampled_from("+-"))
 def test_american_odds_there_and_back(n, sign):
-    assert one(cards.odds, f"{sign}{n}") == pytest.approx(max(1 + (n / 100 if sign == "+" else 100 / n), 1.001))
+    assert one(cards.odds, f"{sign}{n}") == pytest.approx(
+        max(1 + (n / 100 if sign == "+" else 100 / n), 1.001)
+    )
 
 
 @quick
-@given(st.integers(6, 13), st.integers(0, 13), st.sampled_from(["{}-{}", "{}st {}lb", "{}st{}", "{} - {}"]))
+@given(
+    st.integers(6, 13),
+    st.integers(0, 13),
+    st.sampled_from(["{}-{}", "{}st {}lb", "{}st{}", "{} - {}"]),
+)
 def test_stones_there_and_back(stone, pounds, how):
-    assert one(cards.weight, how.format(stone, pounds)) == pytest.approx((stone * 14 + pounds) * POUND_KG, abs=1e-3)
+    assert one(cards.weight, how.format(stone, pounds)) == pytest.approx(
+        (stone * 14 + pounds) * POUND_KG, abs=1e-3
+    )
 
 
 @quick
@@ -65,9 +82,19 @@ def test_kilograms_there_and_back(kilos, how):
 
 
 @quick
-@given(st.integers(0, 5), st.integers(0, 7), st.integers(0, 219), st.sampled_from(["", " "]), st.sampled_from(["y", "yds", " yards"]))
+@given(
+    st.integers(0, 5),
+    st.integers(0, 7),
+    st.integers(0, 219),
+    st.sampled_from(["", " "]),
+    st.sampled_from(["y", "yds", " yards"]),
+)
 def test_miles_furlongs_yards_there_and_back(miles, furlongs, yards, gap, unit):
-    parts = [f"{miles}m" if miles else "", f"{furlongs}f" if furlongs else "", f"{yards}{unit}" if yards else ""]
+    parts = [
+        f"{miles}m" if miles else "",
+        f"{furlongs}f" if furlongs else "",
+        f"{yards}{unit}" if yards else "",
+    ]
     metres = miles * 1609.344 + furlongs * 201.168 + yards * 0.9144
     said = gap.join(p for p in parts if p)
     assert one(cards.distance, said or None) == (pytest.approx(metres, abs=0.51) if said else None)
@@ -85,7 +112,10 @@ def test_metres_there_and_back(metres, unit):
     assert one(cards.distance, f"{metres}{unit}") == metres
 
 
-@pytest.mark.parametrize(("said", "metres"), [("1m", 1609), ("9m", 14484), ("16m", None), ("160m", 160), ("1600m", 1600), ("16000m", None)])
+@pytest.mark.parametrize(
+    ("said", "metres"),
+    [("1m", 1609), ("9m", 14484), ("16m", None), ("160m", 160), ("1600m", 1600), ("16000m", None)],
+)
 def test_an_m_is_a_mile_or_a_metre_by_its_digits(said, metres):
     assert one(cards.distance, said) == metres
 
@@ -106,7 +136,10 @@ def test_no_text_breaks_a_parser(said):
 
 
 HEAD = "date,country,course,race,distance,going,no,horse,stall,weight,odds\n"
-ROWS = ["2024-06-08,GB,Made,1,1m,good,1,Ada,3,9-0,5/2\n", "2024-06-08,GB,Made,1,1m,good,2,Bo,1,8-7,evens\n"]
+ROWS = [
+    "2024-06-08,GB,Made,1,1m,good,1,Ada,3,9-0,5/2\n",
+    "2024-06-08,GB,Made,1,1m,good,2,Bo,1,8-7,evens\n",
+]
 
 
 def csv(*rows, head=HEAD):
@@ -120,7 +153,11 @@ def complaint(data, strict=True):
 
 
 def test_strict_names_every_fault_at_once_by_row_and_column():
-    bad = csv("2024-06-08,GB,Made,1,1m,wettish,1,Ada,99,9-0,5/2\n", "2024-06-08,GB,Made,1,1m,wettish,2,Bo,1,light,0.5\n", head=HEAD.replace("stall", "Stall"))
+    bad = csv(
+        "2024-06-08,GB,Made,1,1m,wettish,1,Ada,99,9-0,5/2\n",
+        "2024-06-08,GB,Made,1,1m,wettish,2,Bo,1,light,0.5\n",
+        head=HEAD.replace("stall", "Stall"),
+    )
     said = complaint(bad)
     parts = (
         "4 faults",
@@ -132,9 +169,17 @@ def test_strict_names_every_fault_at_once_by_row_and_column():
     )
     assert all(p in said for p in parts), said
     loose = cards.parse_card(bad, "mine.csv", strict=False)
-    assert loose.quarantine.select("row", "column").rows() == [(1, "going"), (1, "Stall"), (2, "weight"), (2, "odds")]
+    assert loose.quarantine.select("row", "column").rows() == [
+        (1, "going"),
+        (1, "Stall"),
+        (2, "weight"),
+        (2, "odds"),
+    ]
     starts = starts_frame(loose.tables)
-    assert starts.select("going", "draw", "weight_kg", "odds").rows() == [(None, None, 57.153, 3.5), (None, 1, None, None)]
+    assert starts.select("going", "draw", "weight_kg", "odds").rows() == [
+        (None, None, 57.153, 3.5),
+        (None, 1, None, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +203,10 @@ def test_what_says_which_race_or_runner_is_never_let_go(rows, said):
 def test_a_contradiction_about_the_race_keeps_the_first_line():
     data = csv(ROWS[0], ROWS[1].replace("good", "soft"))
     assert "row 2, column going: got 'soft'" in complaint(data)
-    assert starts_frame(cards.parse_card(data, strict=False).tables)["going"].to_list() == ["good", "good"]
+    assert starts_frame(cards.parse_card(data, strict=False).tables)["going"].to_list() == [
+        "good",
+        "good",
+    ]
 
 
 def test_unknown_columns_are_a_fault_or_a_warning():
@@ -168,8 +216,18 @@ def test_unknown_columns_are_a_fault_or_a_warning():
 
 
 def test_spreadsheet_habits():
-    data = csv("2024-06-08,GB,Made,1,1m,good,1,Ada,3,9-0,5/2\n", ",,,,,,2,Bo,1,8-7,evens\n", ",,,,,,,,,,\n", ",,,2,6f,soft,1,Cy,1,8-7,4\n")
-    for form in (data, b"\xef\xbb\xbf" + data, data.replace(b",", b";"), data.replace(b"\n", b"\r\n")):
+    data = csv(
+        "2024-06-08,GB,Made,1,1m,good,1,Ada,3,9-0,5/2\n",
+        ",,,,,,2,Bo,1,8-7,evens\n",
+        ",,,,,,,,,,\n",
+        ",,,2,6f,soft,1,Cy,1,8-7,4\n",
+    )
+    for form in (
+        data,
+        b"\xef\xbb\xbf" + data,
+        data.replace(b",", b";"),
+        data.replace(b"\n", b"\r\n"),
+    ):
         card = cards.parse_card(form)
         assert card.tables["races"].select("race_id", "distance_m", "going").rows() == [
             ("card:20240608-Made-1", 1609, "good"),
@@ -210,11 +268,15 @@ def test_json_values_of_the_wrong_kind():
         "country": "GB",
         "course": "Made",
         "race": 1,
-        "runners": [{"no": 1, "horse": "Ada", "draw": [1], "jockey": {"a": 1}, "odds": True, "age": 1e400}],
+        "runners": [
+            {"no": 1, "horse": "Ada", "draw": [1], "jockey": {"a": 1}, "odds": True, "age": 1e400}
+        ],
     }
     data = json.dumps(race).encode()
     assert all(f"column {c}" in complaint(data) for c in ("draw", "jockey", "odds"))
-    assert cards.parse_card(data, strict=False).tables["runners"].select("draw", "jockey_id", "age").row(0) == (None, None, None)
+    assert cards.parse_card(data, strict=False).tables["runners"].select(
+        "draw", "jockey_id", "age"
+    ).row(0) == (None, None, None)
     race["runners"][0] = {"no": 1, "horse": ["Ada"]}
     assert "column horse" in complaint(json.dumps(race).encode(), strict=False)
 
@@ -234,8 +296,16 @@ def test_the_examples_that_ship(name):
     card = cards.read_card(SAMPLE / name)
     starts = starts_frame(card.tables)
     assert set(PRE_RACE) <= set(starts.columns) and not len(card.quarantine)
-    assert starts.select("distance_m", "going", "odds", "weight_kg", "draw", "class_level").null_count().sum_horizontal().item() == 0
-    assert card.reconciliation["non_runners"] == 1 and starts["n_starters"].unique().to_list() == [len(starts)]
+    assert (
+        starts.select("distance_m", "going", "odds", "weight_kg", "draw", "class_level")
+        .null_count()
+        .sum_horizontal()
+        .item()
+        == 0
+    )
+    assert card.reconciliation["non_runners"] == 1 and starts["n_starters"].unique().to_list() == [
+        len(starts)
+    ]
 
 
 @pytest.mark.parametrize("name", ["card.csv", "card_manual.json", "card.json"])
@@ -244,7 +314,9 @@ def test_the_service_sees_the_same_card(name):
     starts, (request,) = starts_frame(card.tables), cards.as_requests(card)
     frame, odds = card_frame(Card.model_validate(json.loads(json.dumps(request))))
     here = [c for c in PRE_RACE if c != "name"]
-    assert frame.select(here).equals(starts.select(here)) and odds.tolist() == starts["odds"].to_list()
+    assert (
+        frame.select(here).equals(starts.select(here)) and odds.tolist() == starts["odds"].to_list()
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path):

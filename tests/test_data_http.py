@@ -28,11 +28,14 @@ SECRETS = [
     *(f(v) for v in (USER, PASSWORD, KEY) for f in (str, quote, quote_plus)),
     base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode(),
 ]
-QUICK = Limits(timeout_s=0.6, deadline_s=3.0, attempts=3, backoff_s=0.02, per_second=200, max_bytes=200_000)
+QUICK = Limits(
+    timeout_s=0.6, deadline_s=3.0, attempts=3, backoff_s=0.02, per_second=200, max_bytes=200_000
+)
 
 
 class Loopback:
-    "A server on this machine; `routes` maps a path to a function that answers through the handler, or to a JSON value."
+    """A server on this machine; `routes` maps a path to a function that answers through the
+    handler, or to a JSON value."""
 
     def __init__(self):
         self.routes, self.asked, self.busy, self.most = {}, [], 0, 0
@@ -81,7 +84,10 @@ def only_loopback(monkeypatch):
     connect = socket.socket.connect
 
     def guarded(self, address):
-        assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1"), f"a connection to {address}"
+        assert self.family == socket.AF_UNIX or address[0] in (
+            "127.0.0.1",
+            "::1",
+        ), f"a connection to {address}"
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
@@ -98,8 +104,15 @@ def ask(server, *paths, limits=QUICK, cache=None, fresh_s=0.0, params=None):
     "Answers or complaints, all asked at once; the client; the seconds it took."
 
     async def run():
-        async with Client(server.url, Keys((USER, PASSWORD), {"appid": KEY}), limits, cache, do="check ADA_KEY") as client:
-            return await asyncio.gather(*(client.get(p, params, fresh_s) for p in paths), return_exceptions=True), client
+        async with Client(
+            server.url, Keys((USER, PASSWORD), {"appid": KEY}), limits, cache, do="check ADA_KEY"
+        ) as client:
+            return (
+                await asyncio.gather(
+                    *(client.get(p, params, fresh_s) for p in paths), return_exceptions=True
+                ),
+                client,
+            )
 
     began = time.perf_counter()
     answers, client = wait(run())
@@ -144,7 +157,10 @@ def test_keys_reach_the_source(server):
     (answer,), *_ = ask(server, "/x", params={"day": "today", "region": ["gb", "ire"]})
     _, query, headers = server.asked[0]
     assert answer == {} and query == {"day": "today", "region": ["gb", "ire"], "appid": KEY}
-    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")).decode() == f"{USER}:{PASSWORD}"
+    assert (
+        base64.b64decode(headers["Authorization"].removeprefix("Basic ")).decode()
+        == f"{USER}:{PASSWORD}"
+    )
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
@@ -158,13 +174,23 @@ def test_a_stumble_is_tried_again(server, code):
 def test_a_refusal_is_final(server, code):
     server.routes["/x"] = status(code)
     (e,), client, _ = ask(server, "/x")
-    assert isinstance(e, Unreachable) and f"status {code}" in str(e) and "check ADA_KEY" in str(e) and client.requests == 1
+    assert (
+        isinstance(e, Unreachable)
+        and f"status {code}" in str(e)
+        and "check ADA_KEY" in str(e)
+        and client.requests == 1
+    )
 
 
 def test_a_source_that_stays_down_is_given_up(server):
     server.routes["/x"] = status(500)
     (e,), client, took = ask(server, "/x")
-    assert isinstance(e, Unreachable) and "status 500" in str(e) and client.requests == QUICK.attempts and took < 2
+    assert (
+        isinstance(e, Unreachable)
+        and "status 500" in str(e)
+        and client.requests == QUICK.attempts
+        and took < 2
+    )
 
 
 def test_retry_after_is_honoured(server):
@@ -183,27 +209,44 @@ def test_a_pause_beyond_the_deadline_ends_the_question_at_once(server):
 def test_slow_answers_are_bounded_in_time(server, route):
     server.routes["/x"] = route
     (e,), client, took = ask(server, "/x")
-    assert isinstance(e, Unreachable) and "nothing in 0.6 s" in str(e) and took < QUICK.deadline_s + 0.5
+    assert (
+        isinstance(e, Unreachable)
+        and "nothing in 0.6 s" in str(e)
+        and took < QUICK.deadline_s + 0.5
+    )
 
 
 def test_the_deadline_ends_everything(server):
     server.routes["/x"] = stalls
-    (e,), _, took = ask(server, "/x", limits=Limits(timeout_s=0.4, deadline_s=1.0, attempts=50, backoff_s=0.01))
+    (e,), _, took = ask(
+        server, "/x", limits=Limits(timeout_s=0.4, deadline_s=1.0, attempts=50, backoff_s=0.01)
+    )
     assert isinstance(e, Unreachable) and took < 1.6
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"<html>", b'{"a": NaN}', b"\xff\xfe{}", b"[" * 100_000, b'{"a": Infinity}'], ids=repr)
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"<html>", b'{"a": NaN}', b"\xff\xfe{}", b"[" * 100_000, b'{"a": Infinity}'],
+    ids=repr,
+)
 def test_what_is_not_json_is_a_complaint(server, body):
     server.routes["/x"] = lambda h, q: h.send(body=body)
     (e,), client, took = ask(server, "/x")
-    assert isinstance(e, Unreachable) and "not JSON" in str(e) and client.requests == QUICK.attempts and took < 2
+    assert (
+        isinstance(e, Unreachable)
+        and "not JSON" in str(e)
+        and client.requests == QUICK.attempts
+        and took < 2
+    )
 
 
 def test_a_truncated_answer_is_asked_for_again(server):
     server.routes["/x"] = first(1, cut)
     server.routes["/y"] = cut
     (answer, e), *_ = ask(server, "/x", "/y")
-    assert answer == {"fine": True} and isinstance(e, Unreachable) and "RemoteProtocolError" in str(e)
+    assert (
+        answer == {"fine": True} and isinstance(e, Unreachable) and "RemoteProtocolError" in str(e)
+    )
 
 
 def test_a_flood_is_stopped(server):
@@ -219,13 +262,19 @@ def test_a_flood_is_stopped(server):
     server.routes["/x"] = flood
     (e,), client, took = ask(server, "/x")
     time.sleep(0.2)
-    assert isinstance(e, Unreachable) and "too large" in str(e) and client.requests == 1 and took < 2
+    assert (
+        isinstance(e, Unreachable) and "too large" in str(e) and client.requests == 1 and took < 2
+    )
     assert len(sent) < 500, "the server could send most of its flood"
 
 
 def test_a_packed_flood_is_stopped(server):
-    server.routes["/x"] = lambda h, q: h.send(body=gzip.compress(b"[" + b"1," * 5_000_000), Content_Encoding="gzip")
-    server.routes["/y"] = lambda h, q: h.send(body=gzip.compress(b"[1, 2]"), Content_Encoding="gzip")
+    server.routes["/x"] = lambda h, q: h.send(
+        body=gzip.compress(b"[" + b"1," * 5_000_000), Content_Encoding="gzip"
+    )
+    server.routes["/y"] = lambda h, q: h.send(
+        body=gzip.compress(b"[1, 2]"), Content_Encoding="gzip"
+    )
     server.routes["/z"] = lambda h, q: h.send(body=b"not packed", Content_Encoding="gzip")
     (flood, good, broken), *_ = ask(server, "/x", "/y", "/z")
     assert "too large" in str(flood) and good == [1, 2] and isinstance(broken, Unreachable)
@@ -235,12 +284,19 @@ def test_nobody_there():
     with contextlib.closing(Loopback()) as server:
         pass
     (e,), client, took = ask(server, "/x")
-    assert isinstance(e, Unreachable) and "ConnectError" in str(e) and client.requests == QUICK.attempts and took < 2
+    assert (
+        isinstance(e, Unreachable)
+        and "ConnectError" in str(e)
+        and client.requests == QUICK.attempts
+        and took < 2
+    )
 
 
 def test_a_redirect_carries_no_key_away(server):
     with contextlib.closing(Loopback()) as other:
-        server.routes["/x"] = lambda h, q: h.send({}, 302, Location=f"{other.url}/steal?appid={q['appid']}")
+        server.routes["/x"] = lambda h, q: h.send(
+            {}, 302, Location=f"{other.url}/steal?appid={q['appid']}"
+        )
         (e,), *_ = ask(server, "/x")
         assert isinstance(e, Unreachable) and "status 302" in str(e) and not other.asked
 
@@ -251,13 +307,19 @@ def test_questions_are_spaced_but_not_one_by_one(server):
         h.send({"fine": True})
 
     server.routes["/x"] = slowly
-    answers, _, took = ask(server, *["/x"] * 11, limits=Limits(timeout_s=2, deadline_s=5, per_second=20))
+    answers, _, took = ask(
+        server, *["/x"] * 11, limits=Limits(timeout_s=2, deadline_s=5, per_second=20)
+    )
     assert answers == [{"fine": True}] * 11 and 0.75 <= took < 2 and server.most > 2
 
 
 def test_the_cache_answers_while_it_is_fresh(server, tmp_path):
     server.routes["/x"] = {"fine": "x" * 150_000}
-    assert ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0] == ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0] == [server.routes["/x"]]
+    assert (
+        ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0]
+        == ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0]
+        == [server.routes["/x"]]
+    )
     assert server.times("/x") == 1 and ask(server, "/x", cache=tmp_path)[1].requests == 1
     time.sleep(0.6)
     assert ask(server, "/x", cache=tmp_path, fresh_s=0.5)[1].requests == 1
@@ -270,7 +332,12 @@ def test_other_questions_are_other_entries(server, tmp_path):
 
 
 def test_nothing_bad_is_cached(server, tmp_path):
-    for path, route in {"/a": status(500), "/b": lambda h, q: h.send(body=b"{"), "/c": status(404), "/d": cut}.items():
+    for path, route in {
+        "/a": status(500),
+        "/b": lambda h, q: h.send(body=b"{"),
+        "/c": status(404),
+        "/d": cut,
+    }.items():
         server.routes[path] = first(QUICK.attempts, route)
         assert isinstance(ask(server, path, cache=tmp_path, fresh_s=60)[0][0], Unreachable)
         server.routes[path] = {"fine": True}
@@ -279,7 +346,9 @@ def test_nothing_bad_is_cached(server, tmp_path):
 
 def test_a_broken_cache_is_no_cache(server, tmp_path):
     server.routes["/x"] = {"fine": True}
-    (tmp_path / "cache.db").write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    (tmp_path / "cache.db").write_bytes(
+        b"not a database, but long enough to be taken for one" * 100
+    )
     assert ask(server, "/x", cache=tmp_path, fresh_s=60)[0] == [{"fine": True}]
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert ask(server, "/x", cache=tmp_path / "file", fresh_s=60)[0] == [{"fine": True}]
@@ -296,7 +365,12 @@ def test_a_planted_pickle_is_not_loaded(server, tmp_path):
     server.routes["/x"] = {"fine": True}
     ask(server, "/x", cache=tmp_path, fresh_s=60)
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as db, db:
-        assert db.execute("UPDATE Cache SET mode = 4, value = ?, filename = NULL", (pickle.dumps(Trap()),)).rowcount == 1
+        assert (
+            db.execute(
+                "UPDATE Cache SET mode = 4, value = ?, filename = NULL", (pickle.dumps(Trap()),)
+            ).rowcount
+            == 1
+        )
     assert ask(server, "/x", cache=tmp_path, fresh_s=60)[0] == [{"fine": True}] and not Trap.sprung
 
 
@@ -304,20 +378,39 @@ def test_no_key_in_any_log_error_or_file(server, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     echo = {"you": f"{USER} {PASSWORD} {KEY} {quote(KEY)} {SECRETS[-1]}"}
     server.routes |= {
-        "/fine": {"fine": True}, "/echo": echo, "/stumble": first(1, status(500)), "/down": status(503), "/html": lambda h, q: h.send(body=b"<html>"),
-        "/refuse": lambda h, q: h.send(body=f"bad key {h.path} {h.headers['Authorization']} {KEY} {PASSWORD}".encode(), status=401),
-        "/slow": stalls, "/cut": cut,
-    }  # fmt: skip
+        "/fine": {"fine": True},
+        "/echo": echo,
+        "/stumble": first(1, status(500)),
+        "/down": status(503),
+        "/html": lambda h, q: h.send(body=b"<html>"),
+        "/refuse": lambda h, q: h.send(
+            body=f"bad key {h.path} {h.headers['Authorization']} {KEY} {PASSWORD}".encode(),
+            status=401,
+        ),
+        "/slow": stalls,
+        "/cut": cut,
+    }
     answers, client, _ = ask(server, *server.routes, "/gone", cache=tmp_path, fresh_s=60)
     assert answers[0] == {"fine": True} and answers[1] == echo
     complaints = [e for e in answers if isinstance(e, RacingError)]
     assert len(complaints) == 5
-    told = [repr(client), repr(client.keys), *map(str, complaints), *map(repr, complaints), *(json.dumps(e.as_dict()) for e in complaints)]
-    told += ["".join(traceback.TracebackException.from_exception(e, capture_locals=False).format()) for e in complaints]
+    told = [
+        repr(client),
+        repr(client.keys),
+        *map(str, complaints),
+        *map(repr, complaints),
+        *(json.dumps(e.as_dict()) for e in complaints),
+    ]
+    told += [
+        "".join(traceback.TracebackException.from_exception(e, capture_locals=False).format())
+        for e in complaints
+    ]
     told += [record.getMessage() for record in caplog.records] + list(capfd.readouterr())
     told += [str(p) for p in tmp_path.rglob("*")]
     kept = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
-    assert any("HTTP Request: GET" in line for line in told), "httpx no longer logs addresses: this test looks at nothing"
+    assert any("HTTP Request: GET" in line for line in told), (
+        "httpx no longer logs addresses: this test looks at nothing"
+    )
     assert b"fine" in kept
     for secret in SECRETS:
         assert not [line for line in told if secret in line], secret
@@ -326,8 +419,12 @@ def test_no_key_in_any_log_error_or_file(server, tmp_path, caplog, capfd):
 
 def test_no_part_of_a_key_survives_where_a_complaint_is_cut(server):
     for padding in range(150, 210, 5):
-        server.routes["/x"] = lambda h, q, n=padding: h.send(body=b"x" * n + f"{PASSWORD} {KEY}".encode(), status=401)
-        assert PASSWORD[:4] not in str(ask(server, "/x")[0][0]) and KEY[:4] not in str(ask(server, "/x")[0][0])
+        server.routes["/x"] = lambda h, q, n=padding: h.send(
+            body=b"x" * n + f"{PASSWORD} {KEY}".encode(), status=401
+        )
+        assert PASSWORD[:4] not in str(ask(server, "/x")[0][0]) and KEY[:4] not in str(
+            ask(server, "/x")[0][0]
+        )
 
 
 def test_an_answer_that_repeats_a_key_is_not_kept(server, tmp_path):
@@ -338,7 +435,16 @@ def test_an_answer_that_repeats_a_key_is_not_kept(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://example.org", f"https://{USER}:{KEY}@example.org", "example.org", "", "file:///etc/passwd", f"https://x/?appid={KEY}", "https://"]
+    "url",
+    [
+        "http://example.org",
+        f"https://{USER}:{KEY}@example.org",
+        "example.org",
+        "",
+        "file:///etc/passwd",
+        f"https://x/?appid={KEY}",
+        "https://",
+    ],
 )
 def test_addresses_that_would_give_a_key_away(url):
     with pytest.raises(BadInput) as e:
@@ -362,7 +468,14 @@ def test_plain_code_and_a_busy_loop_alike():
     assert wait(inner()) == 7 and asyncio.run(notebook()) == 7
 
 
-@given(st.one_of(st.none(), st.text(), st.integers().map(str), st.datetimes().map(lambda d: d.strftime("%a, %d %b %Y %H:%M:%S GMT"))))
+@given(
+    st.one_of(
+        st.none(),
+        st.text(),
+        st.integers().map(str),
+        st.datetimes().map(lambda d: d.strftime("%a, %d %b %Y %H:%M:%S GMT")),
+    )
+)
 def test_any_retry_after_is_a_pause(value):
     assert 0 <= retry_after(value, datetime(2026, 1, 1, tzinfo=UTC)) < float("inf")
 
@@ -371,4 +484,7 @@ def test_any_retry_after_is_a_pause(value):
 def test_any_key_is_hidden(user, password, key, around):
     keys = Keys((user, password), {"appid": key})
     hidden = keys.hide(f"{around}|{key}|{quote(key)}|{quote_plus(key)}|{password}|{user}")
-    assert all(secret not in hidden.replace("***", "") or secret in around for secret in (key, password, user))
+    assert all(
+        secret not in hidden.replace("***", "") or secret in around
+        for secret in (key, password, user)
+    )

@@ -36,18 +36,36 @@ def truncated(path: Path):
 
 
 REFUSED = {
-    "wrong columns": (lambda d: (d / "results.csv").write_text("date,place\n2020-01-01,1\n"), "horse_no"),
+    "wrong columns": (
+        lambda d: (d / "results.csv").write_text("date,place\n2020-01-01,1\n"),
+        "horse_no",
+    ),
     "bad encoding": (lambda d: write(d / "results.csv", meeting(), "big5"), "UTF-8"),
     "utf-16": (lambda d: write(d / "results.csv", meeting(), "utf-16"), "results.csv"),
     "truncated parquet": (truncated, "results.parquet"),
     "text called parquet": (lambda d: write(d / "results.parquet", meeting()), "results.parquet"),
     "empty file": (lambda d: (d / "results.csv").write_bytes(b""), "results.csv"),
     "header only": (lambda d: write(d / "results.csv", []), "no rows"),
-    "too many cells": (lambda d: write(d / "results.csv", [*meeting(), runner(3, 1) + ",1,2,3"]), "results.csv"),
+    "too many cells": (
+        lambda d: write(d / "results.csv", [*meeting(), runner(3, 1) + ",1,2,3"]),
+        "results.csv",
+    ),
     "no file at all": (lambda d: None, "results"),
-    "a date that is none": (lambda d: write(d / "results.csv", [*meeting(), runner(3, 1, date="2020-02-31")]), "row 7"),
-    "an unknown venue": (lambda d: write(d / "results.csv", [*meeting(), runner(3, 1, venue="巴黎")]), "row 7"),
-    "a broken side file": (lambda d: (write(d / "results.csv", meeting()), (d / "dividends.csv").write_text("date\n2020-01-01\n")), "dividends.csv"),
+    "a date that is none": (
+        lambda d: write(d / "results.csv", [*meeting(), runner(3, 1, date="2020-02-31")]),
+        "row 7",
+    ),
+    "an unknown venue": (
+        lambda d: write(d / "results.csv", [*meeting(), runner(3, 1, venue="巴黎")]),
+        "row 7",
+    ),
+    "a broken side file": (
+        lambda d: (
+            write(d / "results.csv", meeting()),
+            (d / "dividends.csv").write_text("date\n2020-01-01\n"),
+        ),
+        "dividends.csv",
+    ),
 }
 
 
@@ -79,20 +97,30 @@ SPOILT = {
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_faulty_row_sets_its_race_aside_whole(case, home, tmp_path):
     change, column, got = SPOILT[case]
-    file = write(tmp_path / "results.csv", [*meeting(1), runner(2, 1), runner(2, 2), runner(2, 3, **change)])
+    file = write(
+        tmp_path / "results.csv", [*meeting(1), runner(2, 1), runner(2, 2), runner(2, 3, **change)]
+    )
     account = ingest("hkjc", file, home)
     store = Store(home, "hkjc")
     assert (account.races, account.quarantined, account.starters) == (1, 3, 3)
-    assert store.starts(since="2020-01-01")["race_id"].unique().to_list() == ["hkjc:2020-01-01:ST:1"]
+    assert store.starts(since="2020-01-01")["race_id"].unique().to_list() == [
+        "hkjc:2020-01-01:ST:1"
+    ]
     fault = store.read("quarantine").filter(pl.col("column") == column, pl.col("row") == 6)
-    assert fault.select("file", "race_id", "got").row(0) == ("results.csv", "hkjc:2020-01-01:ST:2", got)
+    assert fault.select("file", "race_id", "got").row(0) == (
+        "results.csv",
+        "hkjc:2020-01-01:ST:2",
+        got,
+    )
     assert fault["expected"].item()
     assert len(store.read("races", until="2020-01-01")) == 2
 
 
 @pytest.mark.parametrize("odds", ["0", "1", "evens", "-3", "inf"])
 def test_a_price_that_cannot_be_is_lost_alone(odds, home, tmp_path):
-    account = ingest("hkjc", write(tmp_path / "results.csv", [*meeting(1), runner(1, 4, win_odds=odds)]), home)
+    account = ingest(
+        "hkjc", write(tmp_path / "results.csv", [*meeting(1), runner(1, 4, win_odds=odds)]), home
+    )
     starts = Store(home, "hkjc").starts(since="2020-01-01")
     assert account.starters == 4
     assert starts["odds"].to_list() == [2.5, 3.5, 4.5, None]
@@ -100,7 +128,9 @@ def test_a_price_that_cannot_be_is_lost_alone(odds, home, tmp_path):
 
 
 def test_a_race_without_a_winner_is_set_aside(home, tmp_path):
-    account = ingest("hkjc", write(tmp_path / "results.csv", [*meeting(1), runner(2, 2), runner(2, 3)]), home)
+    account = ingest(
+        "hkjc", write(tmp_path / "results.csv", [*meeting(1), runner(2, 2), runner(2, 3)]), home
+    )
     assert (account.races, account.quarantined) == (1, 2)
 
 
@@ -117,9 +147,13 @@ def test_one_parquet_or_a_folder_of_meetings_is_the_same(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b" / "results").mkdir(parents=True)
     write(tmp_path / "all.csv", [line for d in days for line in meeting(date=d)])
-    pl.read_csv(tmp_path / "all.csv", infer_schema=False).write_parquet(tmp_path / "a" / "results.parquet")
+    pl.read_csv(tmp_path / "all.csv", infer_schema=False).write_parquet(
+        tmp_path / "a" / "results.parquet"
+    )
     for d in days:
-        pl.read_csv(write(tmp_path / "day.csv", meeting(date=d)), infer_schema=False).write_csv(tmp_path / "b" / "results" / f"{d}.csv")
+        pl.read_csv(write(tmp_path / "day.csv", meeting(date=d)), infer_schema=False).write_csv(
+            tmp_path / "b" / "results" / f"{d}.csv"
+        )
     stores = []
     for part in "ab":
         home = Home(tmp_path / f"home_{part}", "")
@@ -132,7 +166,9 @@ def test_one_parquet_or_a_folder_of_meetings_is_the_same(tmp_path):
 def test_files_of_one_name_in_many_folders_are_told_apart(home, tmp_path):
     for d in ("2020-01-01", "2020-01-05"):
         (tmp_path / "all" / d).mkdir(parents=True)
-        write(tmp_path / "all" / d / "results.csv", [*meeting(1, date=d), runner(1, 4, d, win_odds=1)])
+        write(
+            tmp_path / "all" / d / "results.csv", [*meeting(1, date=d), runner(1, 4, d, win_odds=1)]
+        )
     account = ingest("hkjc", tmp_path / "all", home)
     faults = Store(home, "hkjc").read("quarantine")
     assert (account.races, account.starters) == (2, 8)
@@ -140,9 +176,14 @@ def test_files_of_one_name_in_many_folders_are_told_apart(home, tmp_path):
 
 
 def test_duplicates_are_counted_once_each(home, tmp_path):
-    account = ingest("hkjc", write(tmp_path / "results.csv", [*meeting(), *meeting(), meeting()[0]]), home)
+    account = ingest(
+        "hkjc", write(tmp_path / "results.csv", [*meeting(), *meeting(), meeting()[0]]), home
+    )
     assert (account.rows_read, account.duplicates, account.starters) == (13, 7, 6)
-    assert account.rows_read == account.duplicates + account.quarantined + account.non_runners + account.starters
+    assert (
+        account.rows_read
+        == account.duplicates + account.quarantined + account.non_runners + account.starters
+    )
 
 
 def test_an_unknown_source_is_refused(home, tmp_path):

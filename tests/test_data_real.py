@@ -24,15 +24,45 @@ print(json.dumps(account | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).
 @pytest.fixture(scope="module")
 def hong_kong(shared_data, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    run = subprocess.run([sys.executable, "-c", MEASURED, str(shared_data / "hkjc"), str(home)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(shared_data / "hkjc"), str(home)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(run.stdout), Home(home, "")
 
 
 def test_hong_kong_reconciles(hong_kong):
     account, _ = hong_kong
-    got = {k: account[k] for k in ("rows_read", "duplicates", "non_runners", "starters", "races", "dead_heats_first", "quarantined")}
-    assert got == dict(rows_read=81053, duplicates=1228, non_runners=1429, starters=78396, races=6439, dead_heats_first=16, quarantined=0)
-    assert account["rows_read"] == account["duplicates"] + account["quarantined"] + account["non_runners"] + account["starters"]
+    got = {
+        k: account[k]
+        for k in (
+            "rows_read",
+            "duplicates",
+            "non_runners",
+            "starters",
+            "races",
+            "dead_heats_first",
+            "quarantined",
+        )
+    }
+    assert got == dict(
+        rows_read=81053,
+        duplicates=1228,
+        non_runners=1429,
+        starters=78396,
+        races=6439,
+        dead_heats_first=16,
+        quarantined=0,
+    )
+    assert (
+        account["rows_read"]
+        == account["duplicates"]
+        + account["quarantined"]
+        + account["non_runners"]
+        + account["starters"]
+    )
     assert account["seconds"] < 20
     assert account["peak_mb"] < 2000
 
@@ -47,8 +77,15 @@ def test_hong_kong_twice_is_once(hong_kong, shared_data):
 def test_hong_kong_is_plausible(hong_kong):
     starts = Store(hong_kong[1], "hkjc").starts()
     assert len(starts) == 78396
-    assert starts["distance_m"].null_count() == starts["class_level"].null_count() == starts["weight_kg"].null_count() == 0
-    overround = starts.group_by("race_id").agg(over=pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum()))["over"]
+    assert (
+        starts["distance_m"].null_count()
+        == starts["class_level"].null_count()
+        == starts["weight_kg"].null_count()
+        == 0
+    )
+    overround = starts.group_by("race_id").agg(
+        over=pl.when(pl.col("odds").is_not_null().all()).then((1 / pl.col("odds")).sum())
+    )["over"]
     assert overround.null_count() == 5
     assert overround.mean() == pytest.approx(1.228, abs=0.005)
     winners = starts.filter(pl.col("position") == 1, pl.col("status") == "finished")
@@ -61,13 +98,21 @@ def test_a_missing_rating_tells_nothing_about_a_runner(hong_kong):
     unknown = starts.group_by("race_id").agg(pl.col("rating").is_null().mean())["rating"]
     assert set(unknown.unique()) == {0.0, 1.0}
     assert unknown.mean() < 0.04
-    spread = starts.filter(pl.col("rating").is_not_null()).sort("race_id", "runner_no").select((pl.col("rating").diff().over("race_id") <= 0).all())
+    spread = (
+        starts.filter(pl.col("rating").is_not_null())
+        .sort("race_id", "runner_no")
+        .select((pl.col("rating").diff().over("race_id") <= 0).all())
+    )
     assert spread.item()
 
 
 def test_dividends_are_what_the_odds_said(hong_kong):
     store = Store(hong_kong[1], "hkjc")
-    win = store.read("dividends").filter(pl.col("pool") == "win").with_columns(runner_no=pl.col("combination").cast(pl.Int16))
+    win = (
+        store.read("dividends")
+        .filter(pl.col("pool") == "win")
+        .with_columns(runner_no=pl.col("combination").cast(pl.Int16))
+    )
     paid = win.join(store.read("prices"), on=["race_id", "runner_no"])
     assert len(paid) > 6400
     assert ((paid["dividend"] - paid["odds"]).abs() < 1.0).mean() > 0.99
@@ -76,7 +121,12 @@ def test_dividends_are_what_the_odds_said(hong_kong):
 def test_japan_reconciles(shared_data, tmp_path):
     home = Home(tmp_path, "")
     account = ingest("netkeiba", shared_data / "netkeiba", home)
-    assert (account.rows_read, account.races, account.quarantined, account.duplicates) == (49149, 3573, 0, 0)
+    assert (account.rows_read, account.races, account.quarantined, account.duplicates) == (
+        49149,
+        3573,
+        0,
+        0,
+    )
     starts = Store(home, "netkeiba").starts()
     assert len(starts) == account.starters
     assert starts["class_level"].null_count() == 0

@@ -25,20 +25,40 @@ from racing_core.schema import PRICES, RACES, RESULTS, RUNNERS, WEATHER, conform
 def season(cards: dict[int, tuple[int, float]]) -> Parsed:
     "Races by day number since 2018-12-20: (runners, price of number 1)."
     ids = {d: f"made:{d}" for d in cards}
-    days = {"race_id": pl.Series(ids.values(), dtype=pl.String), "date": pl.Series([date(2018, 12, 20) + timedelta(d) for d in cards], dtype=pl.Date)}
-    race = pl.DataFrame(days).with_columns(source=pl.lit("made"), jurisdiction=pl.lit("SIM"), course=pl.lit("ST"), race_no=1, going=pl.lit("good"))
-    lines = [(ids[d], n, price + n) for d, (size, price) in cards.items() for n in range(size, 0, -1)]
-    rows = pl.DataFrame(lines, {"race_id": pl.String, "runner_no": pl.Int16, "odds": pl.Float64}, orient="row")
-    rows = rows.with_columns(horse_id=pl.format("h{}", "runner_no"), position="runner_no", status=pl.lit("finished"))
+    days = {
+        "race_id": pl.Series(ids.values(), dtype=pl.String),
+        "date": pl.Series([date(2018, 12, 20) + timedelta(d) for d in cards], dtype=pl.Date),
+    }
+    race = pl.DataFrame(days).with_columns(
+        source=pl.lit("made"),
+        jurisdiction=pl.lit("SIM"),
+        course=pl.lit("ST"),
+        race_no=1,
+        going=pl.lit("good"),
+    )
+    lines = [
+        (ids[d], n, price + n) for d, (size, price) in cards.items() for n in range(size, 0, -1)
+    ]
+    rows = pl.DataFrame(
+        lines, {"race_id": pl.String, "runner_no": pl.Int16, "odds": pl.Float64}, orient="row"
+    )
+    rows = rows.with_columns(
+        horse_id=pl.format("h{}", "runner_no"), position="runner_no", status=pl.lit("finished")
+    )
     tables = {
-        "races": conform(race, RACES), "runners": conform(rows.select("race_id", "runner_no", "horse_id"), RUNNERS),
+        "races": conform(race, RACES),
+        "runners": conform(rows.select("race_id", "runner_no", "horse_id"), RUNNERS),
         "results": conform(rows.select("race_id", "runner_no", "status", "position"), RESULTS),
-        "prices": conform(rows.select("race_id", "runner_no", "odds", stage=pl.lit("closing")), PRICES),
-    }  # fmt: skip
+        "prices": conform(
+            rows.select("race_id", "runner_no", "odds", stage=pl.lit("closing")), PRICES
+        ),
+    }
     return Parsed(tables, Quarantine().faults, {})
 
 
-cards = st.dictionaries(st.integers(0, 800), st.tuples(st.integers(1, 5), st.sampled_from([1.5, 3.0, 8.0])), max_size=12)
+cards = st.dictionaries(
+    st.integers(0, 800), st.tuples(st.integers(1, 5), st.sampled_from([1.5, 3.0, 8.0])), max_size=12
+)
 
 
 @settings(deadline=None, max_examples=15)
@@ -79,8 +99,12 @@ def test_a_range_of_dates_leaves_other_years_alone(tmp_path):
     for file in store.folder.glob("*/2018-*.parquet"):
         file.unlink()
     manifest = store.manifest
-    assert {t: sorted(files) for t, files in manifest["tables"].items()} == {t: ["2018", "2019", "2020"] for t in ("prices", "races", "results", "runners")}
-    assert {p.name: p.stat().st_mtime_ns for p in store.folder.glob("*/2019-*.parquet")}.items() <= untouched.items()
+    assert {t: sorted(files) for t, files in manifest["tables"].items()} == {
+        t: ["2018", "2019", "2020"] for t in ("prices", "races", "results", "runners")
+    }
+    assert {
+        p.name: p.stat().st_mtime_ns for p in store.folder.glob("*/2019-*.parquet")
+    }.items() <= untouched.items()
 
 
 KILLED = """
@@ -107,7 +131,12 @@ def test_a_writer_killed_halfway_leaves_the_old_store_whole(step, tmp_path):
     store = Store(home, "hkjc")
     before, manifest = store.starts(), store.manifest
     file = write_csv(tmp_path / "b.csv", [*meeting(date="2019-05-08"), *meeting(date="2020-05-01")])
-    run = subprocess.run([sys.executable, "-c", KILLED, str(file), str(home.root), str(step)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(file), str(home.root), str(step)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert store.manifest == manifest
     assert store.starts().equals(before)
@@ -119,7 +148,10 @@ def test_a_writer_killed_halfway_leaves_the_old_store_whole(step, tmp_path):
 
 def test_two_writers_lose_nothing(tmp_path):
     home = Home(tmp_path, "")
-    threads = [threading.Thread(target=write, args=(Store(home, "made"), season({d: (2, 2.0)}))) for d in range(8)]
+    threads = [
+        threading.Thread(target=write, args=(Store(home, "made"), season({d: (2, 2.0)})))
+        for d in range(8)
+    ]
     for t in threads:
         t.start()
     for t in threads:
@@ -141,7 +173,20 @@ def test_what_is_not_stored_is_asked_for_by_name(tmp_path):
 def test_weather_fetched_later_outlives_another_ingest(tmp_path):
     store, results = Store(Home(tmp_path, ""), "made"), season({1: (3, 2.5), 400: (2, 3.0)})
     write(store, results)
-    rain = conform(pl.DataFrame({"race_id": ["made:1", "made:400"], "sky": ["rain", "fine"], "origin": ["weatherapi"] * 2}), WEATHER)
+    rain = conform(
+        pl.DataFrame(
+            {
+                "race_id": ["made:1", "made:400"],
+                "sky": ["rain", "fine"],
+                "origin": ["weatherapi"] * 2,
+            }
+        ),
+        WEATHER,
+    )
     write(store, Parsed(results.tables | {"weather": rain}, Quarantine().faults, {}))
     assert write(store, season({1: (4, 2.5), 400: (2, 3.0)})), "a runner more"
-    assert store.starts().select("race_id", "sky").unique().sort("race_id").rows() == [("made:1", "rain"), ("made:400", "fine")] and len(store.starts()) == 6
+    assert (
+        store.starts().select("race_id", "sky").unique().sort("race_id").rows()
+        == [("made:1", "rain"), ("made:400", "fine")]
+        and len(store.starts()) == 6
+    )

@@ -16,10 +16,23 @@ from racing_core.odds import has_market, implied, softmax
 from racing_core.starts import positions, race_codes
 
 POWERS = (1.0, 0.81, 0.65, 0.6)
-MODELS = {"harville": exotics.harville, "powers": exotics.stage_powers(POWERS), "stern": exotics.stern(4), "henery": exotics.henery}
+MODELS = {
+    "harville": exotics.harville,
+    "powers": exotics.stage_powers(POWERS),
+    "stern": exotics.stern(4),
+    "henery": exotics.henery,
+}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 fields = st.lists(st.floats(0.004, 1), min_size=4, max_size=7).map(lambda w: np.array(w) / sum(w))
-SIDES = {"exacta": 1, "quinella": 1, "quinella_place": 3, "trifecta": 1, "trio": 1, "quartet": 1, "first_four": 1}
+SIDES = {
+    "exacta": 1,
+    "quinella": 1,
+    "quinella_place": 3,
+    "trifecta": 1,
+    "trio": 1,
+    "quartet": 1,
+    "first_four": 1,
+}
 
 
 def one(p):
@@ -42,12 +55,18 @@ def enumerated(p, powers, k):
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_stage_powers_are_what_every_order_multiplied_out_gives(powers, k):
     p = np.array([0.35, 0.25, 0.2, 0.12, 0.05, 0.03])
-    assert exotics.stage_powers(powers)(p[None], k)[0] == pytest.approx(enumerated(p, powers, k), abs=1e-12)
+    assert exotics.stage_powers(powers)(p[None], k)[0] == pytest.approx(
+        enumerated(p, powers, k), abs=1e-12
+    )
 
 
 def test_every_pool_is_a_sum_over_orders_of_the_whole_field():
     p = np.array([0.4, 0.25, 0.2, 0.1, 0.05])
-    whole = {order: chance for order, chance in np.ndenumerate(enumerated(p, POWERS + (1.0,), 5)) if chance > 0}
+    whole = {
+        order: chance
+        for order, chance in np.ndenumerate(enumerated(p, POWERS + (1.0,), 5))
+        if chance > 0
+    }
     assert sum(whole.values()) == pytest.approx(1)
     model = MODELS["powers"]
     found = {name: exotics.pool(p, one(p), name, model)[0] for name in exotics.POOLS}
@@ -61,9 +80,13 @@ def test_every_pool_is_a_sum_over_orders_of_the_whole_field():
     assert found["trifecta"][2, 0, 1] == pytest.approx(total(lambda o: o[:3] == (2, 0, 1)))
     assert found["trio"][0, 4, 2] == pytest.approx(total(lambda o: set(o[:3]) == {0, 2, 4}))
     assert found["quartet"][3, 2, 0, 1] == pytest.approx(total(lambda o: o[:4] == (3, 2, 0, 1)))
-    assert found["first_four"][0, 1, 2, 4] == pytest.approx(total(lambda o: set(o[:4]) == {0, 1, 2, 4}))
+    assert found["first_four"][0, 1, 2, 4] == pytest.approx(
+        total(lambda o: set(o[:4]) == {0, 1, 2, 4})
+    )
     for k in (1, 2, 3, 4):
-        assert exotics.place(p, one(p), k, model) == pytest.approx([total(lambda o, i=i, k=k: i in o[:k]) for i in range(5)])
+        assert exotics.place(p, one(p), k, model) == pytest.approx(
+            [total(lambda o, i=i, k=k: i in o[:k]) for i in range(5)]
+        )
 
 
 @every_model
@@ -74,7 +97,9 @@ def test_chances_are_whole_and_keep_the_win(model, p):
         k, ordered = exotics.POOLS[name]
         chance = exotics.pool(p, one(p), name, model)[0]
         named = 2 if name == "quinella_place" else k
-        shares = 1 if ordered else np.prod(np.arange(1, named + 1))  # an unordered combination stands at every order
+        shares = (
+            1 if ordered else np.prod(np.arange(1, named + 1))
+        )  # an unordered combination stands at every order
         assert chance.sum() / shares == pytest.approx(winners)
         assert (chance >= 0).all()
     assert exotics.pool(p, one(p), "trifecta", model)[0].sum((1, 2)) == pytest.approx(p, abs=1e-5)
@@ -115,7 +140,9 @@ def test_equal_runners_have_equal_chances(model):
 def test_running_times_agree_with_races_that_are_run(shape):
     P = np.array([[0.45, 0.22, 0.15, 0.1, 0.06, 0.02]])
     rng, runs = np.random.default_rng(3), 400_000
-    noise = rng.normal(size=(runs, 6)) if np.isinf(shape) else np.log(rng.gamma(shape, size=(runs, 6)))
+    noise = (
+        rng.normal(size=(runs, 6)) if np.isinf(shape) else np.log(rng.gamma(shape, size=(runs, 6)))
+    )
     first = np.argsort(exotics._locate(shape, P) + noise, axis=1)[:, :4]
     for k in (1, 2, 3, 4):
         seen = np.zeros((6,) * k)
@@ -128,7 +155,9 @@ def test_running_times_agree_with_races_that_are_run(shape):
 
 
 def test_exponential_times_are_harville_and_many_stages_are_normal():
-    P = np.array([[0.5, 0.2, 0.15, 0.1, 0.05], [0.93, 0.05, 0.015, 0.0049, 0.0001], [0.6, 0.4, 0, 0, 0]])
+    P = np.array(
+        [[0.5, 0.2, 0.15, 0.1, 0.05], [0.93, 0.05, 0.015, 0.0049, 0.0001], [0.6, 0.4, 0, 0, 0]]
+    )
     assert np.abs(exotics.stern(1)(P, 3) - exotics.harville(P, 3)).max() < 2e-5
     assert np.abs(exotics.stern(1)(P[:1], 4) - exotics.harville(P[:1], 4)).max() < 2e-5
     assert np.abs(exotics.stern(3000)(P, 3) - exotics.henery(P, 3)).max() < 2e-3
@@ -162,10 +191,15 @@ def test_the_fit_finds_the_powers_of_a_world_and_the_score_prefers_its_model():
     p, position, race = season(1500, np.inf)
     powers = exotics.fit(p, position, race)
     assert powers[1:3] == pytest.approx((0.76, 0.62), abs=0.1)
-    assert exotics.fit(p**1.25 / np.bincount(race, p**1.25)[race], position, race)[0] == pytest.approx(powers[0] / 1.25)
+    assert exotics.fit(p**1.25 / np.bincount(race, p**1.25)[race], position, race)[
+        0
+    ] == pytest.approx(powers[0] / 1.25)
     p, position, race = (x[race < 500] for x in (p, position, race))
     for name in ("trifecta", "trio", "quartet"):
-        loss = {m: exotics.joint_loss(p, position, race, name, model).mean() for m, model in (MODELS | {"powers": exotics.stage_powers(powers)}).items()}
+        loss = {
+            m: exotics.joint_loss(p, position, race, name, model).mean()
+            for m, model in (MODELS | {"powers": exotics.stage_powers(powers)}).items()
+        }
         assert loss["henery"] < loss["harville"]
         assert loss["powers"] < loss["harville"]
 
@@ -177,7 +211,9 @@ def test_a_dead_heat_leaves_only_its_own_stages_open():
     assert np.isnan(exacta).tolist() == [True, False, True]
     assert exacta[1] == pytest.approx(-np.log(0.4 * 0.3 / 0.6))
     assert np.isfinite(exotics.joint_loss(p, position, race, "win")).tolist() == [False, True, True]
-    assert exotics.joint_loss(p, position, race, "quinella")[1] == pytest.approx(-np.log(0.4 * 0.3 / 0.6 + 0.3 * 0.4 / 0.7))
+    assert exotics.joint_loss(p, position, race, "quinella")[1] == pytest.approx(
+        -np.log(0.4 * 0.3 / 0.6 + 0.3 * 0.4 / 0.7)
+    )
 
 
 def test_calibration_counts_every_winner_once():
@@ -231,16 +267,32 @@ def test_hong_kong_powers_and_who_prices_the_trifecta_best(hong_kong):
     odds, position, race = priced(hong_kong, date(2022, 1, 1), date(2023, 1, 1))
     p = softmax(powers[0] * np.log(odds), race)
     models = MODELS | {"powers": exotics.stage_powers(tuple(x / powers[0] for x in powers))}
-    loss = {name: np.nanmean(exotics.joint_loss(p, position, race, "trifecta", model)) for name, model in models.items()}
-    assert loss == pytest.approx(dict(harville=6.2320, powers=6.1823, stern=6.1886, henery=6.1800), abs=5e-4)
-    gain = exotics.joint_loss(p, position, race, "trifecta") - exotics.joint_loss(p, position, race, "trifecta", models["powers"])
+    loss = {
+        name: np.nanmean(exotics.joint_loss(p, position, race, "trifecta", model))
+        for name, model in models.items()
+    }
+    assert loss == pytest.approx(
+        dict(harville=6.2320, powers=6.1823, stern=6.1886, henery=6.1800), abs=5e-4
+    )
+    gain = exotics.joint_loss(p, position, race, "trifecta") - exotics.joint_loss(
+        p, position, race, "trifecta", models["powers"]
+    )
     assert np.nanmean(gain) > 3 * np.nanstd(gain) / len(gain) ** 0.5
-    shown = {name: exotics.calibration(exotics.place(p, race, 3, models[name]), position <= 3)["z"].abs().max() for name in ("harville", "powers")}
+    shown = {
+        name: (
+            exotics.calibration(exotics.place(p, race, 3, models[name]), position <= 3)["z"]
+            .abs()
+            .max()
+        )
+        for name in ("harville", "powers")
+    }
     assert shown["harville"] > 4 > 2 > shown["powers"]
 
 
 def test_japanese_powers(japan):
-    assert exotics.fit(*priced(japan, date(2024, 1, 1), date(2026, 1, 1))) == pytest.approx((1.030, 0.824, 0.690, 0.604), abs=0.002)
+    assert exotics.fit(*priced(japan, date(2024, 1, 1), date(2026, 1, 1))) == pytest.approx(
+        (1.030, 0.824, 0.690, 0.604), abs=0.002
+    )
 
 
 def test_what_cannot_be_priced_is_refused():

@@ -17,7 +17,14 @@ from racing_core.features.ratings import MARKET, joint_ratings
 from racing_core.features.registry import Timeline, features
 from racing_core.simulate import simulate
 
-SPECIFIED = {"avg_perf_index_L5", "weighted_form_score", "days_since_last", "avg_position_L5", "win_rate_L10", "speed_rating_best_L5"}
+SPECIFIED = {
+    "avg_perf_index_L5",
+    "weighted_form_score",
+    "days_since_last",
+    "avg_position_L5",
+    "win_rate_L10",
+    "speed_rating_best_L5",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,12 @@ def frame(starts):
 
 
 def test_the_families_have_their_sizes():
-    assert Counter(f.family for f in features()) == {"historical": 56, "weather": 12, "semantic": 24, "interaction": 28}
+    assert Counter(f.family for f in features()) == {
+        "historical": 56,
+        "weather": 12,
+        "semantic": 24,
+        "interaction": 28,
+    }
     assert len(names()) == len(set(names())) == 120
 
 
@@ -65,7 +77,9 @@ def test_a_career_by_hand(starts, frame):
         assert row["career_starts"] == i
         assert row["days_since_last"] == min((career["date"][i] - career["date"][i - 1]).days, 365)
         age = np.array([(career["date"][i] - d).days for d in career["date"][:i]])
-        assert row["weighted_form_score"] == pytest.approx(np.average(beaten[:i], weights=0.5 ** (age / 120.0)))
+        assert row["weighted_form_score"] == pytest.approx(
+            np.average(beaten[:i], weights=0.5 ** (age / 120.0))
+        )
     assert seen["avg_position_L5"][0] is None
 
 
@@ -85,7 +99,11 @@ def test_a_card_needs_no_column_of_the_result(starts, frame):
 
 def test_a_debutant_and_strangers_get_a_row(starts):
     card = starts.filter(race_id=starts["race_id"][-1])
-    strangers = card.with_columns(horse_id=pl.format("new {}", "runner_no"), jockey_id=pl.lit("nobody"), trainer_id=pl.lit(None, pl.String))
+    strangers = card.with_columns(
+        horse_id=pl.format("new {}", "runner_no"),
+        jockey_id=pl.lit("nobody"),
+        trainer_id=pl.lit(None, pl.String),
+    )
     X = matrix(compute(strangers, History.learn(starts)))
     assert X.values.shape == (len(card), len(features()))
     assert np.nanmax(X.values[:, X.columns.index("career_starts")]) == 0
@@ -119,20 +137,45 @@ def test_no_leak_in_japan(japan):
 
 
 def test_same_inputs_give_the_same_matrix_whatever_the_order_of_rows(starts, frame):
-    shuffled = starts.sample(fraction=1.0, shuffle=True, seed=5).sort("date", "race_id", "runner_no")
+    shuffled = starts.sample(fraction=1.0, shuffle=True, seed=5).sort(
+        "date", "race_id", "runner_no"
+    )
     assert build(shuffled).equals(frame)
 
 
 @settings(max_examples=40, deadline=None)
-@given(hs.lists(hs.tuples(hs.integers(0, 3), hs.integers(0, 40), hs.one_of(hs.none(), hs.floats(-5, 5))), min_size=1, max_size=40))
+@given(
+    hs.lists(
+        hs.tuples(hs.integers(0, 3), hs.integers(0, 40), hs.one_of(hs.none(), hs.floats(-5, 5))),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_recall_is_a_brute_force_loop(rows):
     horse = Timeline("any", ("horse_id",))
     schema = {"horse_id": pl.String, "date": pl.Date, "x": pl.Float64}
-    data = pl.DataFrame([{"horse_id": str(h), "date": date(2020, 1, 1) + timedelta(d), "x": x} for h, d, x in rows], schema=schema)
-    data = data.sort("date", maintain_order=True).with_columns(day=pl.col("date").to_physical().cast(pl.Float64) - 18000)
-    seen = recall(data, horse, remember(data, horse, {"m": last_n("x", 3), "r": rate("x", prior=1.0, strength=2.0), "w": recent("x", 10.0)}))
+    data = pl.DataFrame(
+        [{"horse_id": str(h), "date": date(2020, 1, 1) + timedelta(d), "x": x} for h, d, x in rows],
+        schema=schema,
+    )
+    data = data.sort("date", maintain_order=True).with_columns(
+        day=pl.col("date").to_physical().cast(pl.Float64) - 18000
+    )
+    seen = recall(
+        data,
+        horse,
+        remember(
+            data,
+            horse,
+            {"m": last_n("x", 3), "r": rate("x", prior=1.0, strength=2.0), "w": recent("x", 10.0)},
+        ),
+    )
     for row in seen.iter_rows(named=True):
-        past = [r for r in data.iter_rows(named=True) if r["horse_id"] == row["horse_id"] and r["date"] < row["date"]]
+        past = [
+            r
+            for r in data.iter_rows(named=True)
+            if r["horse_id"] == row["horse_id"] and r["date"] < row["date"]
+        ]
         known = [r["x"] for r in past if r["x"] is not None]
         if not past:
             assert row["m"] is row["r"] is row["w"] is None
@@ -141,16 +184,43 @@ def test_recall_is_a_brute_force_loop(rows):
         assert row["m"] == (pytest.approx(np.mean(last), abs=1e-9) if last else None)
         assert row["r"] == pytest.approx((sum(known) + 2.0) / (len(known) + 2.0), abs=1e-9)
         weights = [2.0 ** (r["day"] / 10.0) for r in past if r["x"] is not None]
-        assert row["w"] == (pytest.approx(np.average(known, weights=weights), abs=1e-9) if known else None)
+        assert row["w"] == (
+            pytest.approx(np.average(known, weights=weights), abs=1e-9) if known else None
+        )
 
 
 def test_ratings_credit_the_horse_that_beats_a_strong_field():
     "Two horses win a race each; the one whose victims had won before is rated higher."
     rows = []
-    for day, (winner, *others) in enumerate([("a", "x", "y"), ("b", "p", "q"), ("x", "m", "n"), ("m", "p", "q"), ("A", "x", "m"), ("B", "p", "q")]):
+    for day, (winner, *others) in enumerate(
+        [
+            ("a", "x", "y"),
+            ("b", "p", "q"),
+            ("x", "m", "n"),
+            ("m", "p", "q"),
+            ("A", "x", "m"),
+            ("B", "p", "q"),
+        ]
+    ):
         for no, horse in enumerate([winner, *others], start=1):
-            rows.append(dict(race_id=f"r{day}", day=float(day * 7), horse_id=horse, jockey_id=None, trainer_id=None, market_log=1.0 if no == 1 else -0.5))
-    schema = {"race_id": pl.String, "day": pl.Float64, "horse_id": pl.String, "jockey_id": pl.String, "trainer_id": pl.String, "market_log": pl.Float64}
+            rows.append(
+                dict(
+                    race_id=f"r{day}",
+                    day=float(day * 7),
+                    horse_id=horse,
+                    jockey_id=None,
+                    trainer_id=None,
+                    market_log=1.0 if no == 1 else -0.5,
+                )
+            )
+    schema = {
+        "race_id": pl.String,
+        "day": pl.Float64,
+        "horse_id": pl.String,
+        "jockey_id": pl.String,
+        "trainer_id": pl.String,
+        "market_log": pl.Float64,
+    }
     history = pl.DataFrame(rows, schema=schema)
     rated = history.hstack(joint_ratings(history, MARKET))
     of = {h: rated.filter(horse_id=h)["market_rating_horse"][-1] for h in "AB"}
@@ -159,7 +229,9 @@ def test_ratings_credit_the_horse_that_beats_a_strong_field():
 
 def test_speed_ratings_take_out_the_pace_of_the_day(starts):
     slow = starts["date"] == starts["date"].unique().sort()[-5]
-    muddy = starts.with_columns(time_s=pl.when(slow).then(pl.col("time_s") * 1.03).otherwise("time_s"))
+    muddy = starts.with_columns(
+        time_s=pl.when(slow).then(pl.col("time_s") * 1.03).otherwise("time_s")
+    )
     one, other = outcomes(starts).filter(slow)["speed"], outcomes(muddy).filter(slow)["speed"]
     raw = (starts.filter(slow)["time_s"] * 0.03 / starts.filter(slow)["distance_m"] * 10_000).mean()
     assert abs((one - other).mean()) < 0.35 * raw

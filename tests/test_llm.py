@@ -25,7 +25,20 @@ from hypothesis import strategies as hs
 
 from racing_core.errors import BadInput, Tampered
 from racing_core.memo import DiskCache, RedisCache, once
-from racing_core.semantic.scorer import Score, Settings, Subject, budget_key, clean, era, hide, lookup, messages, parse, prefetch, schema
+from racing_core.semantic.scorer import (
+    Score,
+    Settings,
+    Subject,
+    budget_key,
+    clean,
+    era,
+    hide,
+    lookup,
+    messages,
+    parse,
+    prefetch,
+    schema,
+)
 
 DAY, NOW = date(2025, 3, 1), datetime(2025, 3, 1, 8)
 KEY = "sk-very-secret-0123456789"
@@ -63,7 +76,13 @@ def obey(data: dict, headers) -> str:
     "The answer of a model that does what any text tells it."
     text = json.dumps(data, ensure_ascii=False)
     facts = data["facts"]
-    answer = dict(subject=data["subject"], score=(sum(map(ord, json.dumps(facts))) % 97) / 100, trend=0.0, confidence=0.5, explanation="plain")
+    answer = dict(
+        subject=data["subject"],
+        score=(sum(map(ord, json.dumps(facts))) % 97) / 100,
+        trend=0.0,
+        confidence=0.5,
+        explanation="plain",
+    )
     if asked := re.search(r"(?:score|評分)\D{0,3}(-?[\d.]+\d|-?\d|NaN)", text):
         answer["score"] = float(asked[1].rstrip("."))
     if "OTHER" in text:
@@ -86,7 +105,11 @@ class Service:
 
     def __init__(self):
         service = self
-        self.mode, self.asked, self.usage = "gullible", [], dict(prompt_tokens=400, completion_tokens=100, total_tokens=500)
+        self.mode, self.asked, self.usage = (
+            "gullible",
+            [],
+            dict(prompt_tokens=400, completion_tokens=100, total_tokens=500),
+        )
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *args): ...
@@ -109,13 +132,21 @@ class Service:
         if mode == "drip":
             return self.drip(handler)
         if isinstance(mode, int):
-            return self.send(handler, mode, dict(error=dict(message=f"no: {handler.headers['Authorization']}")))
+            return self.send(
+                handler, mode, dict(error=dict(message=f"no: {handler.headers['Authorization']}"))
+            )
         if mode == "garbage":
             return self.send(handler, 200, b"\x00<html>")
         data = json.loads(body["messages"][1]["content"].split("\n")[1])
         message = dict(role="assistant", content=obey(data, handler.headers))
-        whole = dict(id="1", object="chat.completion", created=1, model="made-up-7", usage=self.usage)
-        self.send(handler, 200, whole | dict(choices=[dict(index=0, finish_reason="stop", message=message)]))
+        whole = dict(
+            id="1", object="chat.completion", created=1, model="made-up-7", usage=self.usage
+        )
+        self.send(
+            handler,
+            200,
+            whole | dict(choices=[dict(index=0, finish_reason="stop", message=message)]),
+        )
 
     def drip(self, handler):
         handler.send_response(200)
@@ -149,14 +180,25 @@ def store(tmp_path):
 
 @pytest.fixture
 def fast(service):
-    return Settings(base_url=service.url, api_key=KEY, attempt_s=5, deadline_s=30, attempts=1, daily_budget_usd=10)
+    return Settings(
+        base_url=service.url,
+        api_key=KEY,
+        attempt_s=5,
+        deadline_s=30,
+        attempts=1,
+        daily_budget_usd=10,
+    )
 
 
 def horse(i, comment="handy, kept on"):
     return Subject("horse", f"H{i}", DAY, {"days_since_last": 20 + i, "comments": [comment]})
 
 
-FIELD = [horse(i) for i in range(6)] + [Subject(k, f"{k}{i}", DAY, {"win_rate": 0.1 + i / 50}) for k in ("jockey", "trainer") for i in range(3)]
+FIELD = [horse(i) for i in range(6)] + [
+    Subject(k, f"{k}{i}", DAY, {"win_rate": 0.1 + i / 50})
+    for k in ("jockey", "trainer")
+    for i in range(3)
+]
 
 
 def test_hostile_comments_move_nobody_else_and_stay_in_the_schema(service, fast, tmp_path):
@@ -174,23 +216,54 @@ def test_hostile_comments_move_nobody_else_and_stay_in_the_schema(service, fast,
     for a in spoken:
         assert 0 <= a.score <= 1 and -1 <= a.trend <= 1 and 0 <= a.confidence <= 1
         assert len(a.explanation) <= 300 and not re.search("[<>\u202e\x07]", a.explanation)
-    gone = ("OTHER", "runners", "champion", "-3", "NaN", "no JSON", "不要輸出", "empty", "9.9", "ten thousand", "一萬")
-    assert not [t for s, t in zip(evil, HOSTILE, strict=True) if any(g in t for g in gone) and (s.kind, s.id) in after]
-    assert counts["fallback"] == len(evil) - len(spoken) >= 8, "answers that left the schema are no answers"
-    assert sum(a.score in (1.0, 0.95, 0.98, 0.99, 0.9) for a in spoken) >= 4, "the model must be gullible for this test to mean anything"
+    gone = (
+        "OTHER",
+        "runners",
+        "champion",
+        "-3",
+        "NaN",
+        "no JSON",
+        "不要輸出",
+        "empty",
+        "9.9",
+        "ten thousand",
+        "一萬",
+    )
+    assert not [
+        t
+        for s, t in zip(evil, HOSTILE, strict=True)
+        if any(g in t for g in gone) and (s.kind, s.id) in after
+    ]
+    assert counts["fallback"] == len(evil) - len(spoken) >= 8, (
+        "answers that left the schema are no answers"
+    )
+    assert sum(a.score in (1.0, 0.95, 0.98, 0.99, 0.9) for a in spoken) >= 4, (
+        "the model must be gullible for this test to mean anything"
+    )
 
 
 def test_a_hostile_subject_changes_no_other_question(service, fast, store):
     prefetch(FIELD, store, fast, NOW)
     calm = sorted(json.dumps(b, sort_keys=True) for b in service.asked)
     service.asked.clear()
-    prefetch([replace(FIELD[0], facts={"comments": HOSTILE}), *FIELD[1:]], DiskCache(store._store.directory + "2"), fast, NOW)
+    prefetch(
+        [replace(FIELD[0], facts={"comments": HOSTILE}), *FIELD[1:]],
+        DiskCache(store._store.directory + "2"),
+        fast,
+        NOW,
+    )
     wild = sorted(json.dumps(b, sort_keys=True) for b in service.asked)
     assert sum((Counter(calm) - Counter(wild)).values()) == 1
     for body in service.asked:
-        assert body["messages"][1]["content"].count("</data>") == 1 and "tools" not in body and "stop" not in body
+        assert (
+            body["messages"][1]["content"].count("</data>") == 1
+            and "tools" not in body
+            and "stop" not in body
+        )
         own = json.loads(body["messages"][1]["content"].split("\n")[1])["subject"]
-        assert body["response_format"]["json_schema"]["schema"]["properties"]["subject"]["enum"] == [own]
+        assert body["response_format"]["json_schema"]["schema"]["properties"]["subject"][
+            "enum"
+        ] == [own]
 
 
 def test_the_second_time_nobody_is_asked(service, fast, store):
@@ -199,12 +272,18 @@ def test_the_second_time_nobody_is_asked(service, fast, store):
     assert prefetch(FIELD, store, fast, NOW) == dict(model=0, cache=len(FIELD), fallback=0)
     assert len(service.asked) == asked
     found = lookup(FIELD, store, fast)
-    assert {a.origin for a in found.values()} == {"cache"} and {a.model for a in found.values()} == {"made-up-7"}
-    assert not lookup([replace(s, day=date(2025, 3, 2)) for s in FIELD], store, fast), "another day is another question"
+    assert {a.origin for a in found.values()} == {"cache"} and {
+        a.model for a in found.values()
+    } == {"made-up-7"}
+    assert not lookup([replace(s, day=date(2025, 3, 2)) for s in FIELD], store, fast), (
+        "another day is another question"
+    )
     assert not lookup(FIELD, store, replace(fast, model="another"))
 
 
-@pytest.mark.parametrize(("mode", "asked"), [(401, 1), (400, 1), (500, 2), (429, 2), ("garbage", 2)])
+@pytest.mark.parametrize(
+    ("mode", "asked"), [(401, 1), (400, 1), (500, 2), (429, 2), ("garbage", 2)]
+)
 def test_a_failing_service_costs_nothing_but_the_answer(service, fast, store, mode, asked):
     service.mode = mode
     assert prefetch([horse(1)], store, replace(fast, attempts=2), NOW)["fallback"] == 1
@@ -224,10 +303,14 @@ def test_deadlines_end_an_attempt_and_everything(service, fast, store, mode):
     assert time.perf_counter() - began < 3
     began = time.perf_counter()
     many = [horse(i) for i in range(2, 40)]
-    assert prefetch(many, store, replace(fast, attempt_s=30, deadline_s=0.6, concurrency=4), NOW)["fallback"] == len(many)
+    assert prefetch(many, store, replace(fast, attempt_s=30, deadline_s=0.6, concurrency=4), NOW)[
+        "fallback"
+    ] == len(many)
     assert time.perf_counter() - began < 4
     service.mode = "gullible"
-    assert prefetch(many[:3], store, fast, NOW)["model"] == 3, "claims of the interrupted are free again"
+    assert prefetch(many[:3], store, fast, NOW)["model"] == 3, (
+        "claims of the interrupted are free again"
+    )
 
 
 def test_no_more_questions_at_once_than_allowed(service, fast, store):
@@ -249,18 +332,24 @@ def test_no_more_questions_at_once_than_allowed(service, fast, store):
 
 
 def test_the_day_s_budget_is_a_hard_stop_that_survives_a_restart(service, fast, tmp_path):
-    poor = replace(fast, daily_budget_usd=0.10)  # a question is booked at some 0.035 and costs 0.0297
+    poor = replace(
+        fast, daily_budget_usd=0.10
+    )  # a question is booked at some 0.035 and costs 0.0297
     service.usage = dict(prompt_tokens=400, completion_tokens=1900, total_tokens=2300)
     for i in range(4):
         again = DiskCache(tmp_path / "c")
         prefetch([horse(j) for j in range(10 * i, 10 * i + 10)], again, poor, NOW)
         assert again.spent(budget_key(NOW)) <= 0.10
     assert len(service.asked) == 3
-    assert prefetch([horse(40)], again, poor, datetime(2025, 3, 2, 8))["model"] == 1, "tomorrow has a budget of its own"
+    assert prefetch([horse(40)], again, poor, datetime(2025, 3, 2, 8))["model"] == 1, (
+        "tomorrow has a budget of its own"
+    )
 
 
 def test_reasoning_tokens_are_paid_for(service, fast, store):
-    service.usage = dict(prompt_tokens=100, completion_tokens=50, total_tokens=1150)  # 1,000 of them thought
+    service.usage = dict(
+        prompt_tokens=100, completion_tokens=50, total_tokens=1150
+    )  # 1,000 of them thought
     prefetch([horse(1)], store, fast, NOW)
     assert store.spent(budget_key(NOW)) == pytest.approx((100 * 3 + 1050 * 15) / 1e6)
 
@@ -295,7 +384,10 @@ def test_a_stampede_of_threads_asks_once(service, fast, store):
     obeyed = service.answer
     service.answer = lambda *a: (time.sleep(0.2), obeyed(*a))
     counts = []
-    threads = [threading.Thread(target=lambda: counts.append(prefetch([horse(1)], store, fast, NOW))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: counts.append(prefetch([horse(1)], store, fast, NOW)))
+        for _ in range(6)
+    ]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(service.asked) == 1
@@ -315,7 +407,9 @@ def _ask(folder, log):
 def test_a_stampede_of_processes_asks_once(tmp_path):
     DiskCache(tmp_path / "c")
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=_ask, args=(tmp_path / "c", tmp_path / "log")) for _ in range(4)]
+    workers = [
+        spawn.Process(target=_ask, args=(tmp_path / "c", tmp_path / "log")) for _ in range(4)
+    ]
     [w.start() for w in workers]
     [w.join(60) for w in workers]
     assert [w.exitcode for w in workers] == [0] * 4
@@ -362,7 +456,10 @@ def redis_url(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    process = subprocess.Popen([binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+    )
     try:
         client, until = redis.Redis(port=port), time.monotonic() + 20
         while time.monotonic() < until:
@@ -386,7 +483,11 @@ def test_redis_holds_answers_for_a_day(redis_url, service, fast):
     assert len(answers) >= len(FIELD)
     assert all(24 * 3600 - 60 < client.ttl(k) <= 24 * 3600 for k in answers)
     assert not any("claim" in k for k in client.scan_iter())
-    assert store.spend("b", 0.6, 1.0) and not store.spend("b", 0.6, 1.0) and store.spent("b") == pytest.approx(0.6)
+    assert (
+        store.spend("b", 0.6, 1.0)
+        and not store.spend("b", 0.6, 1.0)
+        and store.spent("b") == pytest.approx(0.6)
+    )
 
 
 def test_a_dead_redis_is_an_empty_cache_and_quick(caplog, fast):
@@ -409,23 +510,42 @@ def test_no_text_closes_its_block_or_hides_characters(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(hs.recursive(hs.none() | hs.booleans() | hs.floats() | hs.text(max_size=9), lambda x: hs.lists(x, max_size=3) | hs.dictionaries(hs.text(max_size=9), x)))
+@given(
+    hs.recursive(
+        hs.none() | hs.booleans() | hs.floats() | hs.text(max_size=9),
+        lambda x: hs.lists(x, max_size=3) | hs.dictionaries(hs.text(max_size=9), x),
+    )
+)
 def test_whatever_is_answered_is_a_score_or_nothing(value):
     ann = Subject("horse", "H", DAY, {})
-    for text in (json.dumps(value), str(value), json.dumps(dict(subject=ann.label, score=value, trend=0, confidence=0, explanation=""))):
+    for text in (
+        json.dumps(value),
+        str(value),
+        json.dumps(dict(subject=ann.label, score=value, trend=0, confidence=0, explanation="")),
+    ):
         a = parse(text, ann)
         assert a is None or isinstance(a, Score) and 0 <= a.score <= 1
 
 
 def test_the_schema_is_closed():
     form = schema(FIELD[0])
-    assert form["additionalProperties"] is False and set(form["required"]) == set(form["properties"])
+    assert form["additionalProperties"] is False and set(form["required"]) == set(
+        form["properties"]
+    )
 
 
 def test_settings_come_from_the_environment():
-    given = dict(BASE_URL="http://127.0.0.1:1/v1", MODEL="m", ATTEMPT_S="3", ANONYMISE="true", API_KEY="k")
+    given = dict(
+        BASE_URL="http://127.0.0.1:1/v1", MODEL="m", ATTEMPT_S="3", ANONYMISE="true", API_KEY="k"
+    )
     s = Settings.from_env({f"RACING_LLM_{k}": v for k, v in given.items()} | {"XAI_API_KEY": "x"})
-    assert (s.base_url, s.model, s.attempt_s, s.anonymise, s.api_key) == ("http://127.0.0.1:1/v1", "m", 3.0, True, "k")
+    assert (s.base_url, s.model, s.attempt_s, s.anonymise, s.api_key) == (
+        "http://127.0.0.1:1/v1",
+        "m",
+        3.0,
+        True,
+        "k",
+    )
     assert Settings.from_env({}).api_key is None
     with pytest.raises(BadInput):
         Settings.from_env({"RACING_LLM_ANONYMISE": "perhaps"})
@@ -433,5 +553,9 @@ def test_settings_come_from_the_environment():
 
 def test_races_that_the_model_may_remember_are_labelled():
     s = Settings(cutoff=date(2024, 11, 30))
-    assert (era(date(2024, 11, 30), s), era(date(2024, 12, 1), s), era(DAY, Settings())) == ("before_cutoff", "after_cutoff", "unknown")
+    assert (era(date(2024, 11, 30), s), era(date(2024, 12, 1), s), era(DAY, Settings())) == (
+        "before_cutoff",
+        "after_cutoff",
+        "unknown",
+    )
     assert "Golden" not in hide("Golden Sixty led, Golden kept on", ["Golden", "Golden Sixty"])

@@ -21,23 +21,37 @@ def season(races: int = 300, seed: int = 0, tied: bool = False):
     race = np.repeat(np.arange(races), rng.integers(2, 15, races))
     utility = np.round(rng.normal(size=len(race))) if tied else rng.normal(size=len(race))
     finish = utility + rng.gumbel(size=len(race))
-    position = pl.DataFrame({"f": -finish, "race": race}).select(pl.col("f").rank("min").over("race").cast(float)).to_series().to_numpy().copy()
+    position = (
+        pl.DataFrame({"f": -finish, "race": race})
+        .select(pl.col("f").rank("min").over("race").cast(float))
+        .to_series()
+        .to_numpy()
+        .copy()
+    )
     position[(position == 2) & (rng.random(len(race)) < 0.05)] = 1
     position[(position > 2) & (rng.random(len(race)) < 0.05)] = np.nan
     first = (position == 1).astype(float)
     return softmax(utility, race), first / np.bincount(race, first)[race], position, race, race // 8
 
 
-seasons = st.builds(season, races=st.integers(1, 25), seed=st.integers(0, 10_000), tied=st.booleans())
+seasons = st.builds(
+    season, races=st.integers(1, 25), seed=st.integers(0, 10_000), tied=st.booleans()
+)
 
 
 def slow_ndcg(p, position, race, k, gain):
-    "The definition, by brute force: mean over every order that agrees with p of DCG over ideal DCG."
+    """The definition, by brute force: mean over every order that agrees with p of DCG over ideal
+    DCG."""
     scores = []
     for r in np.unique(race):
         here, place = p[race == r], position[race == r]
         n = len(here)
-        worth = {"linear": n - place, "winner": place == 1, "top4_linear": 5 - place, "top4_exp": 2.0 ** np.maximum(5 - place, 0) - 1}[gain]
+        worth = {
+            "linear": n - place,
+            "winner": place == 1,
+            "top4_linear": 5 - place,
+            "top4_exp": 2.0 ** np.maximum(5 - place, 0) - 1,
+        }[gain]
         worth = np.maximum(np.nan_to_num(np.asarray(worth, float)), 0)
         discount = np.array([1 / np.log2(i + 2) if i < k else 0 for i in range(n)])
         ideal = np.sort(worth)[::-1] @ discount
@@ -54,7 +68,9 @@ def test_ndcg_equals_the_average_over_every_way_of_breaking_ties(gain, k):
     race = np.repeat([0, 1, 2, 3], [1, 3, 5, 6])
     p = rng.integers(0, 3, len(race)).astype(float)
     position = np.array([1, 2, 1, np.nan, 1, 1, 3, 4, np.nan, 6, 5, 4, 3, 2, 1], float)
-    assert metrics.ndcg(p, position, race, k, gain) == pytest.approx(slow_ndcg(p, position, race, k, gain))
+    assert metrics.ndcg(p, position, race, k, gain) == pytest.approx(
+        slow_ndcg(p, position, race, k, gain)
+    )
 
 
 @pytest.mark.parametrize("gain", metrics.GAINS)
@@ -63,9 +79,15 @@ def test_constant_scores_on_rows_in_finishing_order_are_worth_no_more_than_chanc
     stored = np.lexsort((position, race))
     constant = np.ones(len(race))
     rng = np.random.default_rng(1)
-    chance = np.mean([metrics.ndcg(rng.random(len(race)), position, race, 3, gain) for _ in range(40)])
-    assert metrics.ndcg(constant, position[stored], race, 3, gain) == pytest.approx(chance, abs=0.01)
-    assert metrics.ndcg(constant, position[stored], race, 3, gain) == pytest.approx(metrics.ndcg(constant, position, race, 3, gain))
+    chance = np.mean(
+        [metrics.ndcg(rng.random(len(race)), position, race, 3, gain) for _ in range(40)]
+    )
+    assert metrics.ndcg(constant, position[stored], race, 3, gain) == pytest.approx(
+        chance, abs=0.01
+    )
+    assert metrics.ndcg(constant, position[stored], race, 3, gain) == pytest.approx(
+        metrics.ndcg(constant, position, race, 3, gain)
+    )
 
 
 def test_a_race_without_relevance_earns_nothing_and_is_counted():
@@ -78,9 +100,17 @@ def test_a_race_without_relevance_earns_nothing_and_is_counted():
 
 
 def test_log_loss_by_hand():
-    p, win, race = np.array([0.5, 0.3, 0.2, 0.9, 0.1]), np.array([0, 1, 0, 0.5, 0.5]), np.array([0, 0, 0, 1, 1])
-    assert metrics.race_logloss(p, win, race) == pytest.approx([1.2039728, 1.2039728], abs=1e-6)  # .9 · .1 = .3²
-    assert metrics.mcfadden_r2(p, win, race) == pytest.approx(1 - 2 * 1.2039728 / (np.log(3) + np.log(2)), abs=1e-6)
+    p, win, race = (
+        np.array([0.5, 0.3, 0.2, 0.9, 0.1]),
+        np.array([0, 1, 0, 0.5, 0.5]),
+        np.array([0, 0, 0, 1, 1]),
+    )
+    assert metrics.race_logloss(p, win, race) == pytest.approx(
+        [1.2039728, 1.2039728], abs=1e-6
+    )  # .9 · .1 = .3²
+    assert metrics.mcfadden_r2(p, win, race) == pytest.approx(
+        1 - 2 * 1.2039728 / (np.log(3) + np.log(2)), abs=1e-6
+    )
     assert metrics.top1(p, win, race) == 0.25
     assert metrics.brier(p, win) == pytest.approx((0.25 + 0.49 + 0.04 + 0.16 + 0.16) / 5)
 
@@ -113,7 +143,9 @@ def test_no_figure_sees_row_order(world, seed):
 def test_bounds_and_identities(world):
     p, win, position, race, day = world
     flat = metrics.uniform(race)
-    assert metrics.top1(flat, win, race) == pytest.approx(flat[np.unique(race, return_index=True)[1]].mean())
+    assert metrics.top1(flat, win, race) == pytest.approx(
+        flat[np.unique(race, return_index=True)[1]].mean()
+    )
     assert metrics.logloss(flat, win, race) == pytest.approx(metrics.uniform_logloss(race))
     assert metrics.ece(flat, win) == pytest.approx(0, abs=1e-12)
     assert 0 <= metrics.auc(p, win) <= 1
@@ -163,8 +195,12 @@ def test_the_bootstrap_resamples_days():
     values = np.repeat(rng.normal(size=60), 10)  # races of a day move together
     by_day, by_race = (metrics.cluster_bootstrap(values, d) for d in (day, np.arange(600)))
     assert by_day.value == pytest.approx(values.mean())
-    assert (by_day.high - by_day.low) / (by_race.high - by_race.low) == pytest.approx(np.sqrt(10), rel=0.15)
-    assert by_day.high - by_day.low == pytest.approx(2 * 1.96 * values[::10].std() / np.sqrt(60), rel=0.1)
+    assert (by_day.high - by_day.low) / (by_race.high - by_race.low) == pytest.approx(
+        np.sqrt(10), rel=0.15
+    )
+    assert by_day.high - by_day.low == pytest.approx(
+        2 * 1.96 * values[::10].std() / np.sqrt(60), rel=0.1
+    )
     assert metrics.cluster_bootstrap(values, day, seed=1) != by_day
     dates = np.datetime64("2023-01-01") + day
     assert metrics.cluster_bootstrap(values, dates) == by_day
@@ -178,10 +214,29 @@ def test_delta_r2_wants_one_day_for_each_race():
 
 def test_scoreboard_puts_neighbours_beside_the_model():
     p, win, position, race, day = season(200)
-    board = metrics.scoreboard({"model": p, "market": np.sqrt(p) / np.bincount(race, np.sqrt(p))[race], "oracle": p}, win, position, race, day)
+    board = metrics.scoreboard(
+        {"model": p, "market": np.sqrt(p) / np.bincount(race, np.sqrt(p))[race], "oracle": p},
+        win,
+        position,
+        race,
+        day,
+    )
     assert board["name"].to_list() == ["model", "market", "oracle", "uniform"]
     assert board["of_attainable"].to_list()[::2] == [1, 1]
-    assert {"logloss", "r2", "r2_low", "r2_high", "top1", "linear@1", "top4_exp@10", "brier", "ece", "auc", "races", "unranked"} <= set(board.columns)
+    assert {
+        "logloss",
+        "r2",
+        "r2_low",
+        "r2_high",
+        "top1",
+        "linear@1",
+        "top4_exp@10",
+        "brier",
+        "ece",
+        "auc",
+        "races",
+        "unranked",
+    } <= set(board.columns)
     assert "of_attainable" not in metrics.scoreboard({"model": p}, win, position, race, day).columns
 
 
@@ -196,23 +251,42 @@ def test_tripwires():
     assert wires["bet_everything_to_return_unit"]["limit"] == pytest.approx([-0.225, -0.125])
     leak = metrics.summary(0.9 * win + 0.1 * p, win, position, race, day)
     assert all(w["tripped"] for w in metrics.tripwires(leak))
-    assert all(w["tripped"] for w in metrics.tripwires({"top1": np.nan, "auc": np.nan, "ndcg": {"linear@1": np.nan}}))
+    assert all(
+        w["tripped"]
+        for w in metrics.tripwires({"top1": np.nan, "auc": np.nan, "ndcg": {"linear@1": np.nan}})
+    )
 
 
 def test_a_long_history_is_scored_in_a_moment():
     p, win, position, race, day = season(10_000)
     began = time.perf_counter()
     metrics.summary(p, win, position, race, day)
-    assert time.perf_counter() - began < 3  # 16 NDCG figures and a bootstrap over 80,000 starters take about .4 s
+    assert (
+        time.perf_counter() - began < 3
+    )  # 16 NDCG figures and a bootstrap over 80,000 starters take about .4 s
 
 
 def test_the_hong_kong_market_scores_what_is_known_of_it(shared_data):
-    rows = pl.read_parquet(shared_data / "hkjc" / "results.parquet").unique(maintain_order=True).filter(~pl.col("place").str.starts_with("W"))
-    rows = rows.with_columns(position=pl.col("place").str.extract(r"^(\d+)").cast(float)).sort("date", "venue", "race_no", maintain_order=True)
-    race = rows.select(pl.struct("date", "venue", "race_no").rle_id()).to_series().to_numpy().astype(int)
+    rows = (
+        pl.read_parquet(shared_data / "hkjc" / "results.parquet")
+        .unique(maintain_order=True)
+        .filter(~pl.col("place").str.starts_with("W"))
+    )
+    rows = rows.with_columns(position=pl.col("place").str.extract(r"^(\d+)").cast(float)).sort(
+        "date", "venue", "race_no", maintain_order=True
+    )
+    race = (
+        rows.select(pl.struct("date", "venue", "race_no").rle_id())
+        .to_series()
+        .to_numpy()
+        .astype(int)
+    )
     position = rows["position"].fill_null(np.nan).to_numpy()
     first = (position == 1).astype(float)
-    win, odds = first / np.bincount(race, first)[race], rows["win_odds"].cast(float).clip(1.001).to_numpy()  # five favourites stood at 1.0
+    win, odds = (
+        first / np.bincount(race, first)[race],
+        rows["win_odds"].cast(float).clip(1.001).to_numpy(),
+    )  # five favourites stood at 1.0
     s = metrics.summary(implied(odds, race), win, position, race, rows["date"].to_numpy())
     assert (s["races"], s["starters"]) == (6439, 78396)
     assert s["r2"] == pytest.approx(0.194, abs=0.001)
@@ -224,7 +298,11 @@ def test_the_hong_kong_market_scores_what_is_known_of_it(shared_data):
 DAYS = np.arange("2018-01-01", "2024-01-01", 5, dtype="datetime64[D]").repeat(3)
 
 
-@given(st.dates(date(2019, 2, 1), date(2023, 12, 1)), st.integers(1, 1500), st.randoms(use_true_random=False))
+@given(
+    st.dates(date(2019, 2, 1), date(2023, 12, 1)),
+    st.integers(1, 1500),
+    st.randoms(use_true_random=False),
+)
 @settings(max_examples=50, deadline=None)
 def test_windows_walk_forward_and_cover_the_test_once(test_from, length, random):
     days = DAYS.copy()
@@ -238,8 +316,12 @@ def test_windows_walk_forward_and_cover_the_test_once(test_from, length, random)
     for w in windows:
         assert days[w.train].max() < days[w.tune].min()
         assert days[w.tune].max() < days[w.test].min()
-        past, tuned = ((days[w.test].min() - since).astype(int) for since in (days.min(), days[w.tune].min()))
-        assert 360 <= tuned <= 371 if past > 735 else abs(tuned - past / 3) <= 10 or past >= 725, "a year, or the last third of a short past"
+        past, tuned = (
+            (days[w.test].min() - since).astype(int) for since in (days.min(), days[w.tune].min())
+        )
+        assert 360 <= tuned <= 371 if past > 735 else abs(tuned - past / 3) <= 10 or past >= 725, (
+            "a year, or the last third of a short past"
+        )
         assert (days[w.test].max() - days[w.test].min()).astype(int) <= 366
 
 
@@ -257,7 +339,10 @@ def test_split_takes_a_polars_column():
     assert w.train.sum() + w.tune.sum() + w.test.sum() == len(DAYS)
 
 
-@given(st.lists(st.dates(date(2020, 1, 1), date(2020, 12, 31)), min_size=2, max_size=200), st.integers(1, 8))
+@given(
+    st.lists(st.dates(date(2020, 1, 1), date(2020, 12, 31)), min_size=2, max_size=200),
+    st.integers(1, 8),
+)
 @settings(max_examples=50, deadline=None)
 def test_folds_train_on_the_past_only(dates, n):
     if n >= len(set(dates)):

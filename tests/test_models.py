@@ -16,7 +16,13 @@ from racing_core.market import likelihood_weights, market_utility, power_of
 from racing_core.metrics import mcfadden_r2
 from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
 from racing_core.models.boosted import CatBoostYetiRank, LightGBMClassifier, XGBoostPairwise
-from racing_core.models.classic import LogisticRegression, RandomForest, SemanticScorer, forest_arrays, walk
+from racing_core.models.classic import (
+    LogisticRegression,
+    RandomForest,
+    SemanticScorer,
+    forest_arrays,
+    walk,
+)
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.neural import PlackettLuceNet, TabNet, exploded_loss, field_of
 from racing_core.models.trees import LambdaRank, SoftmaxTrees
@@ -26,14 +32,22 @@ from racing_core.odds import softmax
 from racing_core.pipeline import Pipeline, load_pipeline, save_pipeline
 from racing_core.simulate import simulate
 
-SCORES = ("grok4_horse_fitness_assessment", "grok4_jockey_form_score", "grok4_trainer_momentum", "signal", "noise")
+SCORES = (
+    "grok4_horse_fitness_assessment",
+    "grok4_jockey_form_score",
+    "grok4_trainer_momentum",
+    "signal",
+    "noise",
+)
 MODELS = {
     "conditional_logit": lambda: ConditionalLogit(l2=20),
     "lightgbm_lambdarank": lambda: LambdaRank(trees=20),
     "lightgbm_softmax": lambda: SoftmaxTrees(trees=30, min_rows=20),
     "lightgbm_classifier": lambda: LightGBMClassifier(trees=20),
     "xgboost_pairwise": lambda: XGBoostPairwise(trees=25, learning_rate=0.1, depth=3),
-    "catboost_yetirank": lambda: CatBoostYetiRank(trees=30, depth=4, categories=("first_time_gear", "gear_change")),
+    "catboost_yetirank": lambda: CatBoostYetiRank(
+        trees=30, depth=4, categories=("first_time_gear", "gear_change")
+    ),
     "logistic_regression": lambda: LogisticRegression(),
     "random_forest": lambda: RandomForest(trees=30, depth=5),
     "semantic_scorer": lambda: SemanticScorer(l2=20, reads=SCORES),
@@ -51,7 +65,9 @@ def season():
 
 
 def test_every_kind_is_in_this_battery():
-    assert {k for k, cls in KINDS.items() if cls.__module__.startswith("racing_core")} == set(MODELS)
+    assert {k for k, cls in KINDS.items() if cls.__module__.startswith("racing_core")} == set(
+        MODELS
+    )
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
@@ -62,7 +78,10 @@ def test_battery(kind, check, season):
 
 def without_each(model, X):
     "How the score changes when a column becomes unknown, for a model that does not explain itself."
-    blind = [Matrix(np.where(np.arange(len(X.columns)) == j, np.nan, X.values), X.columns, X.race) for j in range(len(X.columns))]
+    blind = [
+        Matrix(np.where(np.arange(len(X.columns)) == j, np.nan, X.values), X.columns, X.race)
+        for j in range(len(X.columns))
+    ]
     return np.stack([model.score(X) - model.score(b) for b in blind], axis=1)
 
 
@@ -70,9 +89,15 @@ def without_each(model, X):
 def test_a_model_finds_a_planted_signal_and_not_its_shuffled_twin(kind, season):
     X, y, _ = season
     rng = np.random.default_rng(0)
-    told = Matrix(np.c_[y.win + rng.normal(0, 0.5, len(X)), rng.normal(size=len(X))], ("signal", "noise"), X.race)
+    told = Matrix(
+        np.c_[y.win + rng.normal(0, 0.5, len(X)), rng.normal(size=len(X))],
+        ("signal", "noise"),
+        X.race,
+    )
     model = MODELS[kind]().fit(told, y)
-    moved = np.abs(model.contributions(told) if model.explains else without_each(model, told)).mean(axis=0)
+    moved = np.abs(model.contributions(told) if model.explains else without_each(model, told)).mean(
+        axis=0
+    )
     assert moved[0] > 3 * moved[1]
     assert mcfadden_r2(softmax(model.score(told), X.race), y.win, X.race) > 0.2
 
@@ -84,7 +109,11 @@ def test_specified_settings_of_lambdarank_are_its_defaults():
 
 def test_the_zoo_has_its_eight_models_with_the_specified_settings():
     animals = zoo()
-    assert set(animals) == set(ZOO) == set(MODELS) - {"conditional_logit", "lightgbm_softmax", "plackett_luce_net"}
+    assert (
+        set(animals)
+        == set(ZOO)
+        == set(MODELS) - {"conditional_logit", "lightgbm_softmax", "plackett_luce_net"}
+    )
     facts = {
         "lightgbm_lambdarank": dict(trees=200, learning_rate=0.05, at=4),
         "lightgbm_classifier": dict(trees=100, depth=6, balanced=True),
@@ -102,7 +131,15 @@ def test_the_zoo_has_its_eight_models_with_the_specified_settings():
         assert {k: getattr(with_defaults, k) for k in said} == said, kind
 
 
-@pytest.mark.parametrize(("text", "named"), [("[tabnet]\nstep = 8", "step"), ("[oracle]", "oracle"), ("[random_forest]\ntrees = 2.5", "trees"), ("[x", "TOML")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[tabnet]\nstep = 8", "step"),
+        ("[oracle]", "oracle"),
+        ("[random_forest]\ntrees = 2.5", "trees"),
+        ("[x", "TOML"),
+    ],
+)
 def test_a_zoo_that_cannot_be_is_refused_by_name(text, named, tmp_path):
     (tmp_path / "zoo.toml").write_text(text)
     with pytest.raises(BadInput, match=named):
@@ -112,7 +149,10 @@ def test_a_zoo_that_cannot_be_is_refused_by_name(text, named, tmp_path):
 def test_a_model_whose_room_nobody_entered_can_be_loaded(season, tmp_path):
     X, y, _ = season
     save_model(LogisticRegression().fit(X, y), tmp_path)
-    code = f"from pathlib import Path; from racing_core.models.base import load_model; print(load_model(Path({str(tmp_path)!r})).kind)"
+    code = (
+        "from pathlib import Path; from racing_core.models.base import load_model;"
+        f" print(load_model(Path({str(tmp_path)!r})).kind)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "logistic_regression"
 
@@ -122,7 +162,10 @@ def test_what_a_model_cannot_do_is_refused(season):
     with pytest.raises(BadInput, match="cannot start from a given utility"):
         LogisticRegression().fit(X, y, offset=np.zeros(len(X)))
     assert {k for k, cls in KINDS.items() if not cls.explains} == {"tabnet"}
-    assert {k for k, cls in KINDS.items() if not cls.takes_offset} == {"logistic_regression", "random_forest"}
+    assert {k for k, cls in KINDS.items() if not cls.takes_offset} == {
+        "logistic_regression",
+        "random_forest",
+    }
 
 
 @settings(max_examples=25, deadline=None)
@@ -137,11 +180,19 @@ def test_exploded_loss_is_the_likelihood_of_a_chain_of_choices(seed):
     field = field_of(Outcomes((place == 1).astype(float), place), race, offset, stages=3)
     parts = [torch.tensor(a) for a in (u[field.row], field.offset, field.target, field.open)]
     expected = 0.0
-    for stage, (weight, power) in enumerate(zip((1, 0.6, 0.4), (1.0, 0.8, 0.5), strict=True), start=1):
+    for stage, (weight, power) in enumerate(
+        zip((1, 0.6, 0.4), (1.0, 0.8, 0.5), strict=True), start=1
+    ):
         left = place >= stage
         codes = np.unique(race[left], return_inverse=True)[1]
-        expected -= weight * np.log(softmax((u + power * offset)[left], codes)[place[left] == stage]).sum() / 3
-    assert float(exploded_loss(*parts, (1, 0.6, 0.4), (1.0, 0.8, 0.5))) == pytest.approx(expected, rel=1e-5)
+        expected -= (
+            weight
+            * np.log(softmax((u + power * offset)[left], codes)[place[left] == stage]).sum()
+            / 3
+        )
+    assert float(exploded_loss(*parts, (1, 0.6, 0.4), (1.0, 0.8, 0.5))) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_the_walk_through_a_forest_is_scikit_learns_and_its_parts_add_up(season):
@@ -178,7 +229,8 @@ def test_collinear_columns_are_chosen_in_the_training_fold_alone(season):
 
 
 def test_lambdarank_does_not_see_the_order_of_rows(season):
-    "Rows stored in finishing order with no information must not be ranked: the leak of tied scores."
+    """Rows stored in finishing order with no information must not be ranked: the leak of tied
+    scores."""
     X, y, _ = season
     order = np.lexsort((np.nan_to_num(y.position, nan=99), X.race))
     constant = Matrix(np.zeros((len(X), 2)), ("a", "b"), X.race)
@@ -187,7 +239,9 @@ def test_lambdarank_does_not_see_the_order_of_rows(season):
 
 
 def test_missing_values_say_nothing():
-    X = Matrix(np.array([[1.0], [np.nan], [3.0], [np.nan], [np.nan]]), ("a",), np.array([0, 0, 0, 1, 1]))
+    X = Matrix(
+        np.array([[1.0], [np.nan], [3.0], [np.nan], [np.nan]]), ("a",), np.array([0, 0, 0, 1, 1])
+    )
     assert relative(X).ravel().tolist() == [-1.0, 0.0, 1.0, 0.0, 0.0]
 
 
@@ -223,23 +277,32 @@ def test_power_of_a_market_that_was_flattened_by_hand(season):
     np.maximum.at(best, race, drawn)
     power = power_of(np.maximum(flat, 1.001), (drawn == best[race]).astype(float), race)
     assert power == pytest.approx(1.5, abs=0.25)
-    assert np.allclose(np.bincount(race, np.exp(market_utility(np.maximum(flat, 1.001), race, power))), 1)
+    assert np.allclose(
+        np.bincount(race, np.exp(market_utility(np.maximum(flat, 1.001), race, power))), 1
+    )
 
 
 def test_pipeline_without_prices_has_an_opinion_and_no_market(season, tmp_path):
     X, y, starts = season
     late = (starts["date"].rank("dense") > 0.6 * starts["date"].n_unique()).to_numpy()
-    small = Pipeline({"conditional_logit": ConditionalLogit()}).fit(X, y, np.full(len(X), np.nan), ~late, late)
+    small = Pipeline({"conditional_logit": ConditionalLogit()}).fit(
+        X, y, np.full(len(X), np.nan), ~late, late
+    )
     assert set(small.predict(X)) == {"conditional_logit", "fundamental"} and small.residual == {}
     save_pipeline(small, tmp_path)
-    assert np.array_equal(load_pipeline(tmp_path).predict(X)["fundamental"], small.predict(X)["fundamental"])
+    assert np.array_equal(
+        load_pipeline(tmp_path).predict(X)["fundamental"], small.predict(X)["fundamental"]
+    )
 
 
 def test_pipeline_answers_per_runner_whatever_the_order_of_runners(season):
     X, y, starts = season
     late = (starts["date"].rank("dense") > 0.6 * starts["date"].n_unique()).to_numpy()
     odds = starts["odds"].to_numpy()
-    models = {"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)}
+    models = (
+        {"conditional_logit": ConditionalLogit()},
+        {"conditional_logit": ConditionalLogit(l2=5000)},
+    )
     pipeline = Pipeline(*models).fit(X, y, odds, ~late, late)
     order = np.lexsort((np.random.default_rng(0).random(len(X)), X.race))
     mixed = Matrix(X.values[order], X.columns, X.race)

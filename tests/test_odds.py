@@ -14,7 +14,9 @@ def cards(draw, values):
     "A few races of 1 to 20 runners: (numbers per runner, race codes)."
     sizes = draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
     n = sum(sizes)
-    return np.array(draw(st.lists(values, min_size=n, max_size=n))), np.repeat(np.arange(len(sizes)), sizes)
+    return np.array(draw(st.lists(values, min_size=n, max_size=n))), np.repeat(
+        np.arange(len(sizes)), sizes
+    )
 
 
 ODDS = st.floats(1.01, 1000)
@@ -61,7 +63,9 @@ def test_softmax_follows_the_runners(card, seed):
 @given(cards(UTILITY))
 def test_races_do_not_touch_each_other(card):
     u, race = card
-    alone = np.concatenate([softmax(u[race == r], np.zeros((race == r).sum(), int)) for r in range(race[-1] + 1)])
+    alone = np.concatenate(
+        [softmax(u[race == r], np.zeros((race == r).sum(), int)) for r in range(race[-1] + 1)]
+    )
     np.testing.assert_array_equal(softmax(u, race), alone)
 
 
@@ -81,7 +85,9 @@ def test_impossible_odds_name_their_row(bad):
         overround([2.0, 2.0, bad], [0, 0, 1])
 
 
-@pytest.mark.parametrize("race", [[0, 1, 0], [0, 2, 2], [1, 1, 1], [-1, 0, 0], [0.0, 0.0, 1.0], [0, 0]])
+@pytest.mark.parametrize(
+    "race", [[0, 1, 0], [0, 2, 2], [1, 1, 1], [-1, 0, 0], [0.0, 0.0, 1.0], [0, 0]]
+)
 def test_bad_race_codes_are_refused(race):
     with pytest.raises(BadInput, match="race codes"):
         softmax([0.0, 1.0, 2.0], np.array(race))

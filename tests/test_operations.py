@@ -21,7 +21,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def small() -> Pipeline:
-    return Pipeline({"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)})
+    return Pipeline(
+        {"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,15 @@ def test_races_that_cannot_be_compared_are_counted_not_dropped_in_silence():
     starts = simulate(races=1600, seed=305).starts()
     last = starts["date"].max()
     victim = starts.filter(pl.col("date") > last - timedelta(100))["race_id"].unique().sort()
-    unpriced = starts.with_columns(odds=pl.when((pl.col("race_id") == victim[0]) & (pl.col("runner_no") == 1)).then(None).otherwise("odds"))
+    unpriced = starts.with_columns(
+        odds=pl.when((pl.col("race_id") == victim[0]) & (pl.col("runner_no") == 1))
+        .then(None)
+        .otherwise("odds")
+    )
     void = unpriced.with_columns(
-        status=pl.when(pl.col("race_id") == victim[1]).then(pl.lit("did_not_finish").cast(starts.schema["status"])).otherwise("status"),
+        status=pl.when(pl.col("race_id") == victim[1])
+        .then(pl.lit("did_not_finish").cast(starts.schema["status"]))
+        .otherwise("status"),
         position=pl.when(pl.col("race_id") == victim[1]).then(None).otherwise("position"),
     )
     found = backtest(void, last - timedelta(100), make=small)
@@ -66,10 +74,15 @@ def test_races_that_cannot_be_compared_are_counted_not_dropped_in_silence():
 def test_the_test_window_cannot_reach_the_fit():
     "Scrambling every result of the test window changes no prediction in it."
     starts = simulate(races=1600, seed=306).starts()
-    day = starts["date"].max() - timedelta(3)  # the last race days, so that no feature of the window may see its results
+    day = starts["date"].max() - timedelta(
+        3
+    )  # the last race days, so that no feature of the window may see its results
     later = starts["date"] >= day
     one = backtest(starts, day, make=small).predictions
-    changed = starts.with_columns(time_s=pl.when(later).then(99.0).otherwise("time_s"), margin_lengths=pl.when(later).then(0.0).otherwise("margin_lengths"))
+    changed = starts.with_columns(
+        time_s=pl.when(later).then(99.0).otherwise("time_s"),
+        margin_lengths=pl.when(later).then(0.0).otherwise("margin_lengths"),
+    )
     other = backtest(changed, day, make=small).predictions
     first = one["date"].min()
     assert one.filter(date=first)["combined"].equals(other.filter(date=first)["combined"])
@@ -119,7 +132,8 @@ def test_promote_and_roll_back(home, made):
 
 
 def test_hong_kong_fundamentals_and_market(hong_kong):
-    "A year that is not the reserved test year, with the linear model alone: the market as published, fundamentals well above chance."
+    """A year that is not the reserved test year, with the linear model alone: the market as
+    published, fundamentals well above chance."""
     found = backtest(hong_kong, date(2021, 1, 1), date(2021, 12, 31), make=small)
     result = figures(found, 0)
     assert result["races"] > 800

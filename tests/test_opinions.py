@@ -53,14 +53,19 @@ def opinions(house, fast) -> Opinions:  # noqa: F811
 
 
 def small() -> Pipeline:
-    return Pipeline({"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)})
+    return Pipeline(
+        {"conditional_logit": ConditionalLogit()}, {"conditional_logit": ConditionalLogit(l2=5000)}
+    )
 
 
 def fill(opinions: Opinions, starts: pl.DataFrame) -> None:
     "Answers about everybody who ever ran, as if they had been asked for."
     for day in starts.partition_by("date"):
         for s in _who(day):
-            opinions.cache.put(s.place(opinions.settings), asdict(Score((hash(s.id) % 97) / 97, 0.0, 0.5, "", "model")))
+            opinions.cache.put(
+                s.place(opinions.settings),
+                asdict(Score((hash(s.id) % 97) / 97, 0.0, 0.5, "", "model")),
+            )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,9 @@ def listening(house, starts, tmp_path_factory):
     "A bundle trained on a model's scores, and the settings of that model."
     from racing_core.semantic.scorer import Settings
 
-    told = Opinions(open_cache(house, env={}), Settings(model="listened-to", cutoff=date(2000, 1, 1)))
+    told = Opinions(
+        open_cache(house, env={}), Settings(model="listened-to", cutoff=date(2000, 1, 1))
+    )
     fill(told, starts)
     folder = tmp_path_factory.mktemp("bundle") / "b"
     train(house, "simulated", folder, NOW, make=small, mind="model", opinions=told)
@@ -80,12 +87,23 @@ def test_questions_are_asked_once_and_the_answers_reach_the_matrix(opinions, ser
     first = opinions.ask(starts, last, NOW)
     asked = len(service.asked)
     assert first["model"] == asked > 20 and first["fallback"] == 0 and first["spent_usd"] > 0
-    assert opinions.ask(starts, last, NOW) | dict(spent_usd=0) == first | dict(model=0, cache=asked, spent_usd=0) and len(service.asked) == asked
+    assert (
+        opinions.ask(starts, last, NOW) | dict(spent_usd=0)
+        == first | dict(model=0, cache=asked, spent_usd=0)
+        and len(service.asked) == asked
+    )
     frame = compute(last, History.learn(starts))
     told = speak(last, frame, opinions)
-    assert set(told["jockey_origin"]) == {"cache"} and told["grok4_jockey_form_score"].to_list() != frame["grok4_jockey_form_score"].to_list()
-    plain = speak(last, frame, replace(opinions, settings=replace(opinions.settings, anonymise=True)))
-    assert set(plain["jockey_origin"]) == {"fallback"}, "answers to named questions are no answers to anonymous ones"
+    assert (
+        set(told["jockey_origin"]) == {"cache"}
+        and told["grok4_jockey_form_score"].to_list() != frame["grok4_jockey_form_score"].to_list()
+    )
+    plain = speak(
+        last, frame, replace(opinions, settings=replace(opinions.settings, anonymise=True))
+    )
+    assert set(plain["jockey_origin"]) == {"fallback"}, (
+        "answers to named questions are no answers to anonymous ones"
+    )
 
 
 def test_anonymous_questions_hold_no_name_and_no_date(opinions, service, starts):  # noqa: F811
@@ -94,16 +112,27 @@ def test_anonymous_questions_hold_no_name_and_no_date(opinions, service, starts)
     hidden.ask(starts, last, NOW)
     sent = json.dumps(service.asked)
     assert service.asked and str(last["date"][0]) not in sent
-    assert not [n for c in ("horse_name", "jockey_name", "trainer_name") for n in last[c].drop_nulls() if f'"{n}"' in sent or f"\\{n}" in sent]
+    assert not [
+        n
+        for c in ("horse_name", "jockey_name", "trainer_name")
+        for n in last[c].drop_nulls()
+        if f'"{n}"' in sent or f"\\{n}" in sent
+    ]
 
 
 def test_a_bundle_that_listens_reads_the_cache_and_its_student_for_the_rest(listening, starts):
     bundle, told = listening
-    assert bundle.manifest["scores"]["mind"] == "model" and bundle.manifest["scores"]["model"] == "listened-to"
+    assert (
+        bundle.manifest["scores"]["mind"] == "model"
+        and bundle.manifest["scores"]["model"] == "listened-to"
+    )
     card = next_week(starts)
     predictor = Predictor(bundle, told)
     before = predictor.predict(card)
-    assert {b for r in before.ranked for b in r.scored_by.values()} <= {"student", "fallback"} and "student" in before.ranked[0].scored_by.values()
+    assert {b for r in before.ranked for b in r.scored_by.values()} <= {
+        "student",
+        "fallback",
+    } and "student" in before.ranked[0].scored_by.values()
     runners, _ = card_frame(card, "simulated")
     fill(told, runners)
     after = predictor.predict(card)
@@ -114,12 +143,20 @@ def test_a_bundle_that_listens_reads_the_cache_and_its_student_for_the_rest(list
 def test_a_bundle_of_the_fallback_listens_to_nobody(house, starts, listening, tmp_path):
     train(house, "simulated", tmp_path / "b", NOW, make=small)
     bundle, card = read(tmp_path / "b"), next_week(starts)
-    assert bundle.manifest["scores"]["mind"] == "fallback" and set(bundle.student.lessons) == {"jockey", "trainer"}
+    assert bundle.manifest["scores"]["mind"] == "fallback" and set(bundle.student.lessons) == {
+        "jockey",
+        "trainer",
+    }
     fill(listening[1], card_frame(card, "simulated")[0])
     told, alone = Predictor(bundle, listening[1]).predict(card), Predictor(bundle).predict(card)
     assert told == alone and {b for r in told.ranked for b in r.scored_by.values()} == {"fallback"}
-    other = Predictor(listening[0], replace(listening[1], settings=replace(listening[1].settings, model="another"))).predict(card)
-    assert {b for r in other.ranked for b in r.scored_by.values()} == {"fallback"}, "another model's mind is another mind"
+    other = Predictor(
+        listening[0],
+        replace(listening[1], settings=replace(listening[1].settings, model="another")),
+    ).predict(card)
+    assert {b for r in other.ranked for b in r.scored_by.values()} == {"fallback"}, (
+        "another model's mind is another mind"
+    )
 
 
 def test_a_prediction_waits_for_nobody_and_a_later_one_knows(listening, starts, service, fast):  # noqa: F811
@@ -139,32 +176,70 @@ def test_a_prediction_waits_for_nobody_and_a_later_one_knows(listening, starts, 
         assert "cache" in predictor.predict(card).ranked[0].scored_by.values()
 
 
-def test_training_on_what_a_model_may_remember_is_refused_and_testing_on_it_is_labelled(listening, house, starts, tmp_path):
+def test_training_on_what_a_model_may_remember_is_refused_and_testing_on_it_is_labelled(
+    listening, house, starts, tmp_path
+):
     _, told = listening
     remembers = replace(told, settings=replace(told.settings, cutoff=date(2099, 1, 1)))
     with pytest.raises(BadInput, match="100% of the races"):
         train(house, "simulated", tmp_path / "b", NOW, make=small, mind="model", opinions=remembers)
     frame = matrix_of(starts, mind="model", opinions=remembers, remembered=1)
-    assert "CONTAMINATED: 100%" in account(frame, remembers)["label"] and np.isclose(account(frame, remembers)["may_remember"], 1)
+    assert "CONTAMINATED: 100%" in account(frame, remembers)["label"] and np.isclose(
+        account(frame, remembers)["may_remember"], 1
+    )
     half = replace(told, settings=replace(told.settings, model="half-asked"))
     fill(half, starts.filter(pl.col("date") < starts["date"].median()))
     with pytest.raises(BadInput, match="scored by a model"):
         matrix_of(starts, mind="model", opinions=half, remembered=1)
 
 
-def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(house, starts, listening, service, tmp_path):  # noqa: F811
+def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(
+    house, starts, listening, service, tmp_path
+):  # noqa: F811
     card = tmp_path / "card.json"
     card.write_text(next_week(starts).model_dump_json(exclude_none=True))
-    env = {"RACING_LLM_BASE_URL": service.url, "RACING_LLM_API_KEY": "k", "RACING_LLM_MODEL": "asked", "RACING_LLM_DAILY_BUDGET_USD": "50"}
+    env = {
+        "RACING_LLM_BASE_URL": service.url,
+        "RACING_LLM_API_KEY": "k",
+        "RACING_LLM_MODEL": "asked",
+        "RACING_LLM_DAILY_BUDGET_USD": "50",
+    }
     done = answer("score", card, "--source", "simulated", home=house.root, env=env)
     assert done["model"] == len(service.asked) > 10
-    days = answer("score", "--source", "simulated", "--since", starts["date"].max(), "--anonymise", home=house.root, env=env)
-    assert days["model"] > 10 and str(starts["date"].max()) not in json.dumps(service.asked[done["model"] :])
-    assert racing("score", card, "--source", "simulated", home=house.root, env={"XAI_API_KEY": ""}).returncode == 2
+    days = answer(
+        "score",
+        "--source",
+        "simulated",
+        "--since",
+        starts["date"].max(),
+        "--anonymise",
+        home=house.root,
+        env=env,
+    )
+    assert days["model"] > 10 and str(starts["date"].max()) not in json.dumps(
+        service.asked[done["model"] :]
+    )
+    assert (
+        racing(
+            "score", card, "--source", "simulated", home=house.root, env={"XAI_API_KEY": ""}
+        ).returncode
+        == 2
+    )
     last = starts["date"].unique().sort()[-25]
     asked_for = ("--test-from", last, "--scores", "model", "--families")
-    seen = answer("backtest", "--source", "simulated", *asked_for, home=house.root, env={"RACING_LLM_MODEL": "listened-to"})
-    assert seen["scores"]["mind"] == "model" and seen["scores"]["may_remember"] == 1 and len(seen["families"]) == 9
+    seen = answer(
+        "backtest",
+        "--source",
+        "simulated",
+        *asked_for,
+        home=house.root,
+        env={"RACING_LLM_MODEL": "listened-to"},
+    )
+    assert (
+        seen["scores"]["mind"] == "model"
+        and seen["scores"]["may_remember"] == 1
+        and len(seen["families"]) == 9
+    )
     page = Path(seen["report"]).read_text(encoding="utf-8")
     assert "CONTAMINATED" in page and "What each family adds" in page
 
@@ -174,12 +249,29 @@ def test_races_to_come_are_asked_about_when_they_come_in(house, starts, service,
 
     coming = starts.filter(pl.col("race_id") == starts["race_id"][-1])
     day = date(2040, 5, 1)
-    rows = {t: Store(house, "simulated").read(t).filter(race_id=coming["race_id"][0]).with_columns(race_id=pl.lit("cards:1")) for t in ("races", "runners")}
+    rows = {
+        t: (
+            Store(house, "simulated")
+            .read(t)
+            .filter(race_id=coming["race_id"][0])
+            .with_columns(race_id=pl.lit("cards:1"))
+        )
+        for t in ("races", "runners")
+    }
     races, runners = rows["races"].with_columns(date=pl.lit(day)), rows["runners"]
-    write(Store(house, "cards"), Parsed({"races": races, "runners": runners}, Quarantine().faults, {"source": "cards"}))
-    for name, value in dict(BASE_URL=service.url, API_KEY="k", MODEL="ahead", DAILY_BUDGET_USD="50").items():
+    write(
+        Store(house, "cards"),
+        Parsed({"races": races, "runners": runners}, Quarantine().faults, {"source": "cards"}),
+    )
+    for name, value in dict(
+        BASE_URL=service.url, API_KEY="k", MODEL="ahead", DAILY_BUDGET_USD="50"
+    ).items():
         monkeypatch.setenv(f"RACING_LLM_{name}", value)
     monkeypatch.delenv("RACING_REDIS_URL", raising=False)
     found = asking.ask_ahead(house, "cards", "simulated", datetime(2040, 4, 30, tzinfo=UTC))
-    assert found["scores"]["model"] == len(service.asked) > 10 and "career_starts" in json.dumps(service.asked), os.environ["RACING_LLM_MODEL"]
-    assert asking.ask_ahead(house, "cards", "simulated", datetime(2040, 5, 2, tzinfo=UTC)) == {}, "it has been run"
+    assert found["scores"]["model"] == len(service.asked) > 10 and "career_starts" in json.dumps(
+        service.asked
+    ), os.environ["RACING_LLM_MODEL"]
+    assert asking.ask_ahead(house, "cards", "simulated", datetime(2040, 5, 2, tzinfo=UTC)) == {}, (
+        "it has been run"
+    )

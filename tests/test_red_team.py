@@ -25,7 +25,9 @@ from racing_core.pipeline import Pipeline
 from racing_core.schema import STATUS
 from racing_core.simulate import Effects, simulate
 
-WORLD = simulate(races=1400, seed=11, inefficiency=0.01, effects=Effects(ability=1.1))  # as hard to foresee as real races
+WORLD = simulate(
+    races=1400, seed=11, inefficiency=0.01, effects=Effects(ability=1.1)
+)  # as hard to foresee as real races
 STARTS = WORLD.starts()
 LAST = STARTS["date"].max()
 FROM = LAST - timedelta(120)
@@ -76,15 +78,31 @@ def test_0_the_honest_run_passes_every_gate(honest, frame):
 
 @pytest.mark.parametrize("digits", [0, 1], ids=["constant", "rounded"])
 def test_1_rows_in_finishing_order_tell_tied_scores_nothing(digits):
-    rows = STARTS.with_columns(place=st.positions(STARTS), won=WON, t=pl.col("true_p").round(1) * digits).sort("date", "race_id", "place", nulls_last=True)
-    race, place, won, day = st.race_codes(rows), rows["place"].to_numpy(), rows["won"].to_numpy(), rows["date"].to_numpy()
+    rows = STARTS.with_columns(
+        place=st.positions(STARTS), won=WON, t=pl.col("true_p").round(1) * digits
+    ).sort("date", "race_id", "place", nulls_last=True)
+    race, place, won, day = (
+        st.race_codes(rows),
+        rows["place"].to_numpy(),
+        rows["won"].to_numpy(),
+        rows["date"].to_numpy(),
+    )
     score = rows["t"].to_numpy() + 0.1
     score = score / np.bincount(race, score)[race]
     mixed = np.lexsort((np.random.default_rng(0).random(len(race)), race))
-    sorted_, shuffled = metrics.summary(score, won, place, race, day), metrics.summary(score[mixed], won[mixed], place[mixed], race, day)
-    assert sorted_["ndcg"] == pytest.approx(shuffled["ndcg"]) and sorted_["top1"] == pytest.approx(shuffled["top1"])
+    sorted_, shuffled = (
+        metrics.summary(score, won, place, race, day),
+        metrics.summary(score[mixed], won[mixed], place[mixed], race, day),
+    )
+    assert sorted_["ndcg"] == pytest.approx(shuffled["ndcg"]) and sorted_["top1"] == pytest.approx(
+        shuffled["top1"]
+    )
     if digits == 0:
-        assert sorted_["top1"] == pytest.approx(np.mean(1 / np.bincount(race))) and sorted_["ndcg"]["linear@1"] < 0.55 and sorted_["auc"] < 0.55
+        assert (
+            sorted_["top1"] == pytest.approx(np.mean(1 / np.bincount(race)))
+            and sorted_["ndcg"]["linear@1"] < 0.55
+            and sorted_["auc"] < 0.55
+        )
 
 
 def test_1_a_race_without_relevance_is_neither_perfect_nor_forgotten():
@@ -97,7 +115,9 @@ def test_1_a_race_without_relevance_is_neither_perfect_nor_forgotten():
 
 def test_1_a_race_without_a_winner_is_left_out_and_counted(frame):
     one = pl.col("race_id") == STARTS.filter(pl.col("date") >= FROM)["race_id"][0]
-    void = as_if_real(STARTS).with_columns(status=pl.when(one).then(pl.lit("did_not_finish", STATUS)).otherwise("status"))
+    void = as_if_real(STARTS).with_columns(
+        status=pl.when(one).then(pl.lit("did_not_finish", STATUS)).otherwise("status")
+    )
     found = ran(void, frame)
     assert found["left_out"]["no winner"] == 1
 
@@ -107,9 +127,12 @@ def test_1_a_race_without_a_winner_is_left_out_and_counted(frame):
 
 def test_2_results_of_the_same_day_are_seen_by_the_scramble():
     def early(starts):
-        "Wins of the jockey earlier on the same afternoon: honest at the off, unknown when the card is made."
+        """Wins of the jockey earlier on the same afternoon: honest at the off, unknown when the
+        card is made."""
         won = (pl.col("position") == 1).fill_null(False).cast(pl.Float64)
-        return starts.select("race_id", "runner_no", "date", hot=won.cum_sum().over("jockey_id", "date") - won)
+        return starts.select(
+            "race_id", "runner_no", "date", hot=won.cum_sum().over("jockey_id", "date") - won
+        )
 
     day = STARTS["date"].unique().sort()[-10]
     assert leaks.truncation(early, STARTS, day) == [], "cutting the future off does not show it"
@@ -124,7 +147,8 @@ def test_2_an_outcome_of_the_same_race_stops_the_run(frame):
 
 @pytest.mark.parametrize("column", ["rating", "class"])
 def test_2_a_column_restated_after_the_race_is_screened(column, frame):
-    "A winner goes up four points, or on to a better class, and the profile that is scraped later says so for the race itself."
+    """A winner goes up four points, or on to a better class, and the profile that is scraped later
+    says so for the race itself."""
     if column == "rating":
         later = as_if_real(STARTS).with_columns(rating=pl.col("rating") + 4 * WON)
         frame, feature = build(later), "official_rating"
@@ -143,7 +167,9 @@ def test_2_a_column_restated_after_the_race_is_screened(column, frame):
 def test_3_profiles_of_survivors_only_stop_the_run(frame):
     "Ratings of horses that did badly and left are gone from the file that was scraped later."
     left = pl.col("date") == pl.col("date").max().over("horse_id")
-    later = as_if_real(STARTS).with_columns(rating=pl.when(left & (pl.col("position") > 3)).then(None).otherwise("rating"))
+    later = as_if_real(STARTS).with_columns(
+        rating=pl.when(left & (pl.col("position") > 3)).then(None).otherwise("rating")
+    )
     frame = build(later)
     assert "screen_z" in stopped(ran(later, frame))
     with pytest.raises(Leak, match=r"official_rating \(missing\)"):
@@ -156,10 +182,18 @@ def test_3_profiles_of_survivors_only_stop_the_run(frame):
 @pytest.mark.parametrize("disguise", ["rank", "root", "noise"])
 def test_4_a_price_in_a_fundamental_feature_stops_the_run_in_any_world(disguise, frame):
     odds, rng = STARTS["odds"].to_numpy(), np.random.default_rng(0)
-    rank, noise = STARTS.select(pl.col("odds").rank().over("race_id")).to_series(), rng.normal(0, 2, len(odds))
-    hidden = {"rank": rank, "root": 1 / np.sqrt(odds), "noise": 60 - 10 * np.log(odds) + noise}[disguise]
+    rank, noise = (
+        STARTS.select(pl.col("odds").rank().over("race_id")).to_series(),
+        rng.normal(0, 2, len(odds)),
+    )
+    hidden = {"rank": rank, "root": 1 / np.sqrt(odds), "noise": 60 - 10 * np.log(odds) + noise}[
+        disguise
+    ]
     found = leaks.like_the_price(frame.with_columns(official_rating=pl.Series(hidden)), STARTS)
-    assert found["feature"][0] == "official_rating" and found["correlation"][0] > metrics.LIMITS["price_correlation"] > found["correlation"][1]
+    assert (
+        found["feature"][0] == "official_rating"
+        and found["correlation"][0] > metrics.LIMITS["price_correlation"] > found["correlation"][1]
+    )
     if disguise == "noise":
         world = ran(STARTS, frame.with_columns(official_rating=pl.Series(hidden)))
         assert "oracle" in world and "price_correlation" in stopped(world)
@@ -167,12 +201,18 @@ def test_4_a_price_in_a_fundamental_feature_stops_the_run_in_any_world(disguise,
 
 def test_4_closing_odds_of_the_race_read_by_a_feature_are_seen_by_the_scramble():
     day = STARTS["date"].unique().sort()[-10]
-    assert leaks.scramble(lambda s: s.select("race_id", "runner_no", "date", price=1 / pl.col("odds")), STARTS, day) == ["price"]
+    assert leaks.scramble(
+        lambda s: s.select("race_id", "runner_no", "date", price=1 / pl.col("odds")), STARTS, day
+    ) == ["price"]
 
 
 def test_4_choosing_and_paying_at_one_price_is_labelled_and_proves_nothing(honest):
-    assert honest["bankroll"]["label"] == OPTIMISTIC and OPTIMISTIC in reports.money(honest | dict(bankroll=honest["bankroll"] | dict(bets=0)))
-    rich = dict(honest["bankroll"], bets=900, roi=0.6, roi_ci=[0.4, 0.8], sharpe=4.0, max_drawdown=0.05)
+    assert honest["bankroll"]["label"] == OPTIMISTIC and OPTIMISTIC in reports.money(
+        honest | dict(bankroll=honest["bankroll"] | dict(bets=0))
+    )
+    rich = dict(
+        honest["bankroll"], bets=900, roi=0.6, roi_ci=[0.4, 0.8], sharpe=4.0, max_drawdown=0.05
+    )
     state = {r["name"]: (r["state"], r["why"]) for r in success({}, None, rich)}
     assert state["roi"] == state["sharpe"] == ("vacuous", OPTIMISTIC)
 
@@ -189,9 +229,18 @@ def test_5_no_pipeline_is_ever_handed_a_row_of_its_test(frame):
             return super().fit(X, y, odds, train, tune, lambda step: None)
 
     day = STARTS["date"].to_numpy()
-    backtest(STARTS, FROM, make=lambda: Spy(quick().fundamental, quick().residual, refit=False), frame=frame)
+    backtest(
+        STARTS,
+        FROM,
+        make=lambda: Spy(quick().fundamental, quick().residual, refit=False),
+        frame=frame,
+    )
     ((train, tune),) = handed
-    assert not (train & tune).any() and day[train].max() < day[tune].min() and day[tune].max() < np.datetime64(FROM)
+    assert (
+        not (train & tune).any()
+        and day[train].max() < day[tune].min()
+        and day[tune].max() < np.datetime64(FROM)
+    )
 
 
 def test_5_results_of_the_test_window_change_no_probability(frame):
@@ -206,17 +255,30 @@ def test_5_results_of_the_test_window_change_no_probability(frame):
 
 def test_5_a_window_that_tunes_on_its_test_cannot_be_made():
     window = split(STARTS["date"].to_numpy(), FROM)[0]
-    for tune, test in ((window.tune | window.test, window.test), (window.tune | window.train, window.test), (window.tune, window.test | window.train)):
+    for tune, test in (
+        (window.tune | window.test, window.test),
+        (window.tune | window.train, window.test),
+        (window.tune, window.test | window.train),
+    ):
         with pytest.raises(Leak, match="two sides"):
             Window(window.train, tune, test, window.tune_from, window.test_from, window.test_to)
 
 
 def test_5_the_second_look_is_counted_and_told(tmp_path, honest):
     where, now = home(tmp_path, env={}), datetime(2026, 1, 1, tzinfo=UTC)
-    seen = [tracking.look(where, "hkjc", date(2022, 1, 1), date(2022, 12, 31), now) for _ in range(2)]
-    beside = tracking.look(where, "hkjc", date(2022, 12, 31), date(2023, 6, 1), now), tracking.look(where, "netkeiba", date(2022, 1, 1), date(2022, 6, 1), now)
+    seen = [
+        tracking.look(where, "hkjc", date(2022, 1, 1), date(2022, 12, 31), now) for _ in range(2)
+    ]
+    beside = (
+        tracking.look(where, "hkjc", date(2022, 12, 31), date(2023, 6, 1), now),
+        tracking.look(where, "netkeiba", date(2022, 1, 1), date(2022, 6, 1), now),
+    )
     assert seen == [1, 2] and beside == (3, 1)
-    assert "first look" in reports.headline(honest, "hkjc") and "the interval holds for the first" in reports.headline(honest | dict(test_looks=2), "hkjc")
+    assert "first look" in reports.headline(
+        honest, "hkjc"
+    ) and "the interval holds for the first" in reports.headline(
+        honest | dict(test_looks=2), "hkjc"
+    )
     assert "after that the eye has chosen" in reports.window(honest | dict(test_looks=2))
 
 
@@ -224,19 +286,38 @@ def test_5_the_second_look_is_counted_and_told(tmp_path, honest):
 
 
 def test_6_a_priced_non_runner_is_no_part_of_the_market():
-    out = WORLD.tables["results"].filter(pl.col("status") == "non_runner").select("race_id", "runner_no")
+    out = (
+        WORLD.tables["results"]
+        .filter(pl.col("status") == "non_runner")
+        .select("race_id", "runner_no")
+    )
     assert len(out) > 20
-    early = WORLD.tables["prices"].clear().vstack(out.with_columns(stage=pl.lit("closing"), odds=pl.lit(5.0)).cast(WORLD.tables["prices"].schema))
-    priced = st.starts_frame(WORLD.tables | {"prices": pl.concat([WORLD.tables["prices"], early])}, WORLD.truth)
+    early = (
+        WORLD.tables["prices"]
+        .clear()
+        .vstack(
+            out.with_columns(stage=pl.lit("closing"), odds=pl.lit(5.0)).cast(
+                WORLD.tables["prices"].schema
+            )
+        )
+    )
+    priced = st.starts_frame(
+        WORLD.tables | {"prices": pl.concat([WORLD.tables["prices"], early])}, WORLD.truth
+    )
     assert priced.equals(STARTS), "the scratched are neither runners nor in the sum"
     assert priced.filter(pl.col("status") == "non_runner").is_empty()
 
 
 def test_6_a_non_runner_taken_for_a_starter_closes_its_race(frame):
-    "The source forgot the scratching: the runner has no price, and a sum of the others would make favourites of them all."
+    """The source forgot the scratching: the runner has no price, and a sum of the others would make
+    favourites of them all."""
     first = STARTS.filter(pl.col("date") >= FROM).row(0, named=True)
-    scratched = (pl.col("race_id") == first["race_id"]) & (pl.col("runner_no") == first["runner_no"])
-    forgotten = as_if_real(STARTS).with_columns(odds=pl.when(scratched).then(None).otherwise("odds"))
+    scratched = (pl.col("race_id") == first["race_id"]) & (
+        pl.col("runner_no") == first["runner_no"]
+    )
+    forgotten = as_if_real(STARTS).with_columns(
+        odds=pl.when(scratched).then(None).otherwise("odds")
+    )
     race, odds = st.race_codes(forgotten), forgotten["odds"].fill_null(np.nan).to_numpy()
     assert (~has_market(odds, race)).sum() == 1 and np.isnan(overround(odds, race)).sum() == 1
     with pytest.raises(BadInput, match="without a price"):
@@ -258,15 +339,23 @@ def test_7_what_can_be_had_is_not_called_a_leak(frame):
     "The truth itself gains all there is, and no more."
     found = backtest(STARTS, FROM, make=once, frame=frame)
     rows = found.predictions.with_columns(combined="true_p")
-    knowing = figures(type(found)(rows, *(getattr(found, f) for f in list(found.__dataclass_fields__)[1:])), 1)
+    knowing = figures(
+        type(found)(rows, *(getattr(found, f) for f in list(found.__dataclass_fields__)[1:])), 1
+    )
     wire = {w["name"]: w for w in knowing["tripwires"]}
-    assert knowing["delta_r2"] == pytest.approx(knowing["attainable_delta_r2"]) and not wire["beyond_oracle"]["tripped"]
+    assert (
+        knowing["delta_r2"] == pytest.approx(knowing["attainable_delta_r2"])
+        and not wire["beyond_oracle"]["tripped"]
+    )
     walk.stop_if_tripped(knowing, [])
     assert bankroll(rows).height > 10
 
 
 def test_a_wire_is_overridden_by_its_name_and_no_other_way(frame):
-    found = ran(as_if_real(STARTS), frame.with_columns(official_rating=-STARTS["margin_lengths"].fill_null(20).log1p()))
+    found = ran(
+        as_if_real(STARTS),
+        frame.with_columns(official_rating=-STARTS["margin_lengths"].fill_null(20).log1p()),
+    )
     tripped = [w["name"] for w in found["tripwires"] if w["tripped"]]
     assert len(tripped) > 1
     walk.stop_if_tripped(found, tripped)

@@ -21,19 +21,57 @@ from racing_core.simulate import simulate
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "10_backtest.ipynb"
 FROM, TO = "2019-05-01", "2019-08-31"
-PROMISED = {"races", "starters", "uniform_logloss", "market", "fundamental", "combined", "delta_r2", "delta_r2_ci"}
+PROMISED = {
+    "races",
+    "starters",
+    "uniform_logloss",
+    "market",
+    "fundamental",
+    "combined",
+    "delta_r2",
+    "delta_r2_ci",
+}
 PROMISED |= {"test_looks", "tripwires", "seconds", "peak_mb"}
-WANTED = ["Backtest of a simulated world", "first look", "market, recalibrated", "oracle", "of attainable", "correcting the market", "optimistic"]
+WANTED = [
+    "Backtest of a simulated world",
+    "first look",
+    "market, recalibrated",
+    "oracle",
+    "of attainable",
+    "correcting the market",
+    "optimistic",
+]
 WANTED += ["Where the rows went", "bet_everything"]
-ORDER = ["uniform", "market", "market, recalibrated", "LambdaRank", "fundamental", "blend", "combined", "oracle"]
+ORDER = [
+    "uniform",
+    "market",
+    "market, recalibrated",
+    "LambdaRank",
+    "fundamental",
+    "blend",
+    "combined",
+    "oracle",
+]
 
 
 def restated(world) -> Parsed:
     "The world without its truth, the winners' body weights edited after the race."
-    won = world.tables["results"].filter(pl.col("position") == 1).select("race_id", "runner_no", won=True)
-    runners = world.tables["runners"].join(won, on=["race_id", "runner_no"], how="left", maintain_order="left")
-    runners = runners.with_columns(body_weight_kg=pl.col("body_weight_kg") + 30 * pl.col("won").fill_null(False)).drop("won")
-    return Parsed(world.tables | {"runners": runners}, Quarantine().faults, dict(source="restated", rows_read=len(runners)))
+    won = (
+        world.tables["results"]
+        .filter(pl.col("position") == 1)
+        .select("race_id", "runner_no", won=True)
+    )
+    runners = world.tables["runners"].join(
+        won, on=["race_id", "runner_no"], how="left", maintain_order="left"
+    )
+    runners = runners.with_columns(
+        body_weight_kg=pl.col("body_weight_kg") + 30 * pl.col("won").fill_null(False)
+    ).drop("won")
+    return Parsed(
+        world.tables | {"runners": runners},
+        Quarantine().faults,
+        dict(source="restated", rows_read=len(runners)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +94,12 @@ def asked(house, source: str, **more) -> dict:
 def page(house):
     "The report on the simulated world, and the steps that were told."
     steps = []
-    file = reports.publish(NOTEBOOK, house.runs / "sim", asked(house, "simulated"), lambda step, done: steps.append((step, done)))
+    file = reports.publish(
+        NOTEBOOK,
+        house.runs / "sim",
+        asked(house, "simulated"),
+        lambda step, done: steps.append((step, done)),
+    )
     return file, steps
 
 
@@ -75,7 +118,9 @@ def test_the_page_holds_what_a_reader_wants(page):
 def test_the_page_shows_no_code_and_fetches_nothing(page):
     text = page[0].read_text(encoding="utf-8")
     assert not re.search(r"reports\.|import |Traceback|… |%\)</pre>|Warning", text)
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|<script|url\((?!#|'#|"#)""", text)
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(https?:)?//|@import|<script|url\((?!#|'#|"#)""", text
+    )
 
 
 def test_the_figures_are_kept_for_programs(page):
@@ -83,11 +128,17 @@ def test_the_figures_are_kept_for_programs(page):
     assert found.keys() >= PROMISED
     assert found["test_looks"] == 1 and found["tripwires"]
     low, high = found["placebo"]["drawn_roi_range"]
-    assert low <= found["placebo"]["drawn_roi"] <= high and found["placebo"]["own_bets"] == 0 and found["placebo"]["draws"] <= 20
+    assert (
+        low <= found["placebo"]["drawn_roi"] <= high
+        and found["placebo"]["own_bets"] == 0
+        and found["placebo"]["draws"] <= 20
+    )
     assert "Placebo" in page[0].read_text(encoding="utf-8")
     rows = pl.read_parquet(page[0].parent / "predictions.parquet")
     assert rows.height == found["starters"] and rows["race_id"].n_unique() == found["races"]
-    assert not [p.name for p in page[0].parent.iterdir() if p.name.startswith(".")], "no draft is left"
+    assert not [p.name for p in page[0].parent.iterdir() if p.name.startswith(".")], (
+        "no draft is left"
+    )
 
 
 def test_the_executed_notebook_is_kept_with_its_parameters(page):
@@ -108,27 +159,46 @@ def test_the_run_is_logged(house, page):
     client = mlflow.MlflowClient(house.tracking_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("backtest").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["source"] == "simulated"
-    assert run.data.metrics["combined.r2"] == pytest.approx(result(page[0].parent)["combined"]["r2"])
-    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"result.json", "predictions.parquet"}
+    assert run.data.metrics["combined.r2"] == pytest.approx(
+        result(page[0].parent)["combined"]["r2"]
+    )
+    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {
+        "result.json",
+        "predictions.parquet",
+    }
     assert run.info.run_id in page[0].read_text(encoding="utf-8")
 
 
 def test_a_leak_on_real_results_fails_the_run_by_name_and_keeps_its_figures(house):
-    tracking.look(house, "restated", date(2019, 8, 1), date(2019, 12, 31), datetime(2026, 1, 1, tzinfo=UTC))
+    tracking.look(
+        house, "restated", date(2019, 8, 1), date(2019, 12, 31), datetime(2026, 1, 1, tzinfo=UTC)
+    )
     out = house.runs / "leaking"
     with pytest.raises(Leak, match="top1") as raised:
         reports.publish(NOTEBOOK, out, asked(house, "restated", override="auc"))
     assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
     found = result(out)
-    assert "top1" in found["tripped"] and found["test_looks"] == 2, "an overlapping window was looked at before"
+    assert "top1" in found["tripped"] and found["test_looks"] == 2, (
+        "an overlapping window was looked at before"
+    )
     text = (out / "10_backtest.html").read_text(encoding="utf-8")
-    assert "TRIPPED" in text and 'class="failed"' in text and "look number 2" in text and "Do not believe it yet" in text
+    assert (
+        "TRIPPED" in text
+        and 'class="failed"' in text
+        and "look number 2" in text
+        and "Do not believe it yet" in text
+    )
     assert "oracle" not in found and "of attainable" not in text
 
 
 @pytest.mark.parametrize(
     ("more", "word"),
-    [(dict(test_form=FROM), "test_form"), (dict(override=["top2"]), "top2"), (dict(test_from="May"), "May"), (dict(source="nowhere"), "nowhere")],
+    [
+        (dict(test_form=FROM), "test_form"),
+        (dict(override=["top2"]), "top2"),
+        (dict(test_from="May"), "May"),
+        (dict(source="nowhere"), "nowhere"),
+    ],
     ids=["parameter", "wire", "date", "source"],
 )
 def test_what_cannot_be_run_is_refused_in_a_sentence(house, tmp_path, more, word):
@@ -140,22 +210,39 @@ def test_what_cannot_be_run_is_refused_in_a_sentence(house, tmp_path, more, word
 def small(folder: Path, *sources: str) -> Path:
     "A notebook of these cells."
     kernel = dict(kernelspec=dict(name="python3", language="python", display_name="Python 3"))
-    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(s) for s in sources]), folder / "small.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            metadata=kernel, cells=[nbformat.v4.new_code_cell(s) for s in sources]
+        ),
+        folder / "small.ipynb",
+    )
     return folder / "small.ipynb"
 
 
 def test_the_kernel_is_this_interpreter_whatever_is_called_python3(tmp_path, monkeypatch):
     other = tmp_path / "share" / "kernels" / "python3"
     other.mkdir(parents=True)
-    (other / "kernel.json").write_text(json.dumps(dict(argv=["/nowhere/python", "-f", "{connection_file}"], display_name="another", language="python")))
+    (other / "kernel.json").write_text(
+        json.dumps(
+            dict(
+                argv=["/nowhere/python", "-f", "{connection_file}"],
+                display_name="another",
+                language="python",
+            )
+        )
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
-    page = reports.publish(small(tmp_path, "import sys; print(sys.executable)"), tmp_path / "out", {})
+    page = reports.publish(
+        small(tmp_path, "import sys; print(sys.executable)"), tmp_path / "out", {}
+    )
     assert sys.executable in page.read_text(encoding="utf-8")
 
 
 def test_the_whole_run_has_a_deadline(tmp_path):
     with pytest.raises(RacingError, match="did not finish"):
-        notebook.execute(small(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", {}, timeout=2)
+        notebook.execute(
+            small(tmp_path, "import time; time.sleep(60)"), tmp_path / "out", {}, timeout=2
+        )
 
 
 def test_a_failure_that_is_not_ours_says_where(tmp_path):

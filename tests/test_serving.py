@@ -50,12 +50,19 @@ def small_bundle(world, tmp_path_factory) -> Path:
     X, y = matrix(compute(past, history)), Outcomes.of(past)
     late = (past["date"].rank("dense") > 0.8 * past["date"].n_unique()).to_numpy()
     models = (
-        {"conditional_logit": ConditionalLogit(), "lightgbm_softmax": SoftmaxTrees(trees=40, min_rows=100)},
+        {
+            "conditional_logit": ConditionalLogit(),
+            "lightgbm_softmax": SoftmaxTrees(trees=40, min_rows=100),
+        },
         {"conditional_logit": ConditionalLogit(l2=5000)},
     )
     pipeline = Pipeline(*models).fit(X, y, past["odds"].to_numpy(), ~late, late)
     folder = tmp_path_factory.mktemp("bundles") / "small"
-    days = dict(trained_from=past["date"].min(), trained_until=past["date"].max(), now=datetime(2026, 1, 1, tzinfo=UTC))
+    days = dict(
+        trained_from=past["date"].min(),
+        trained_until=past["date"].max(),
+        now=datetime(2026, 1, 1, tzinfo=UTC),
+    )
     bundle.write(folder, pipeline, history, name="small", source="simulated", **days)
     return folder
 
@@ -81,7 +88,16 @@ def start(folder: Path | None) -> tuple[subprocess.Popen, int]:
     "A server in a process group of its own."
     port, where = free_port(), None if folder is None else str(folder)
     code = f"from serve.app import run; run('127.0.0.1', {port}, {where!r})"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True), port
+    return (
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ),
+        port,
+    )
 
 
 def wait_until_up(process: subprocess.Popen, port: int) -> httpx.Client:
@@ -140,7 +156,11 @@ def test_a_card_is_ranked(client, card, predictor):
     reply = client.post(PREDICT, json=body(card))
     assert reply.status_code == 200, reply.text
     answer = reply.json()
-    assert answer["model"] == "small" and answer["version"] == predictor.bundle.manifest["version"] and answer["stage"] == "combined"
+    assert (
+        answer["model"] == "small"
+        and answer["version"] == predictor.bundle.manifest["version"]
+        and answer["stage"] == "combined"
+    )
     p = [r["win_probability"] for r in answer["ranked"]]
     assert abs(sum(p) - 1) < 1e-9 and p == sorted(p, reverse=True) and len(p) == len(card.starters)
     assert answer == predictor.predict(card).model_dump(mode="json"), "the wire changes nothing"
@@ -149,24 +169,35 @@ def test_a_card_is_ranked(client, card, predictor):
 def test_order_of_runners_does_not_matter(client, card):
     answer = client.post(PREDICT, json=body(card)).json()
     for shuffled in (card.runners[::-1], card.runners[3:] + card.runners[:3]):
-        assert client.post(PREDICT, json=body(card.model_copy(update=dict(runners=shuffled)))).json() == answer
+        assert (
+            client.post(PREDICT, json=body(card.model_copy(update=dict(runners=shuffled)))).json()
+            == answer
+        )
 
 
 def test_unknown_horses_are_answered_and_named(client):
     answer = client.post(PREDICT, json=EXAMPLE).json()
     assert abs(sum(r["win_probability"] for r in answer["ranked"]) - 1) < 1e-9
     assert {r["runner_no"]: r["known_horse"] for r in answer["ranked"]}[3] is False
-    assert any("Newcomer" in w for w in answer["warnings"]) and any("stale" in w for w in answer["warnings"])
+    assert any("Newcomer" in w for w in answer["warnings"]) and any(
+        "stale" in w for w in answer["warnings"]
+    )
 
 
 def test_the_sample_card_is_answered(client):
-    reply = client.post(PREDICT, content=(ROOT / "data" / "sample" / "card.json").read_bytes(), headers=JSON)
+    reply = client.post(
+        PREDICT, content=(ROOT / "data" / "sample" / "card.json").read_bytes(), headers=JSON
+    )
     assert reply.status_code == 200 and reply.json()["ranked"]
 
 
 def test_health(client, predictor):
     facts = client.get(HEALTH).json()
-    assert (facts["status"], facts["model"], facts["version"]) == ("ok", "small", predictor.bundle.manifest["version"])
+    assert (facts["status"], facts["model"], facts["version"]) == (
+        "ok",
+        "small",
+        predictor.bundle.manifest["version"],
+    )
     assert 0 < facts["uptime_s"] < client.get(HEALTH).json()["uptime_s"]
 
 
@@ -174,7 +205,9 @@ def test_openapi_has_types_and_an_example(client):
     page = client.get("/openapi.json").json()
     post = page["paths"][PREDICT]["post"]
     assert post["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Card")
-    assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Prediction")
+    assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "/Prediction"
+    )
     assert page["components"]["schemas"]["Card"]["examples"] == [EXAMPLE]
     assert HEALTH in page["paths"]
 
@@ -209,7 +242,10 @@ BAD = [
     (EXAMPLE | runners(2, runner_no=1), "runners"),
     (EXAMPLE | runners(2, horse_name=None), "runners.2"),
     (EXAMPLE | dict(runners=[r | dict(non_runner=True) for r in EXAMPLE["runners"]]), "runners"),
-    (EXAMPLE | dict(runners=[dict(runner_no=i, horse_name=str(i)) for i in range(1, 42)]), "runners"),
+    (
+        EXAMPLE | dict(runners=[dict(runner_no=i, horse_name=str(i)) for i in range(1, 42)]),
+        "runners",
+    ),
     ([], ""),
     (EXAMPLE | dict(runners={}), "runners"),
 ]
@@ -253,9 +289,15 @@ def test_a_card_that_is_not_announced_as_json_is_told_so(client):
 
 def test_a_body_larger_than_any_card_is_cut_off(client, card):
     long = dict(horse_name="n" * 100, jockey="j" * 100, trainer="t" * 100)
-    full = [body(card)["runners"][0] | long | dict(runner_no=i, horse_id=f"{i:0100}") for i in range(1, 41)]
+    full = [
+        body(card)["runners"][0] | long | dict(runner_no=i, horse_id=f"{i:0100}")
+        for i in range(1, 41)
+    ]
     largest = json.dumps(body(card) | dict(runners=full)).encode()
-    assert len(largest) < MAX_BODY / 4 and client.post(PREDICT, content=largest, headers=JSON).status_code == 200
+    assert (
+        len(largest) < MAX_BODY / 4
+        and client.post(PREDICT, content=largest, headers=JSON).status_code == 200
+    )
     assert client.post(PREDICT, content=b" " * (MAX_BODY + 1), headers=JSON).status_code == 413
 
 
@@ -266,7 +308,10 @@ def test_without_a_champion_it_says_so():
         with wait_until_up(process, port) as client:
             reply = client.post(PREDICT, json=EXAMPLE)
             assert reply.status_code == 503 and "racing promote" in reply.json()["detail"]
-            assert client.get(HEALTH).status_code == 503 and client.get(HEALTH).json()["status"] == "no model"
+            assert (
+                client.get(HEALTH).status_code == 503
+                and client.get(HEALTH).json()["status"] == "no model"
+            )
     finally:
         end(process)
 
@@ -322,7 +367,9 @@ print(sorted({{"mlflow", "torch", "shap", "catboost", "matplotlib"}} & set(sys.m
 # --- without a server --------------------------------------------------------------------------------------------------------
 def test_a_served_card_has_the_features_of_training(world, predictor, card):
     batch = compute(world, History.learn(world))
-    for race_id in world.filter(pl.col("date") == pl.col("date").max())["race_id"].unique(maintain_order=True):
+    for race_id in world.filter(pl.col("date") == pl.col("date").max())["race_id"].unique(
+        maintain_order=True
+    ):
         sent = Card.model_validate_json(sample_card(world, race_id).model_dump_json())
         online = compute(card_frame(sent)[0], predictor.bundle.history)
         assert online.equals(batch.filter(pl.col("race_id") == race_id), null_equal=True)
@@ -335,7 +382,9 @@ def test_a_card_from_the_past_is_no_forecast(predictor, world):
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 scalar = st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=8)
-anything = scalar | st.lists(scalar, max_size=3) | st.dictionaries(st.text(max_size=8), scalar, max_size=3)
+anything = (
+    scalar | st.lists(scalar, max_size=3) | st.dictionaries(st.text(max_size=8), scalar, max_size=3)
+)
 maybe_runner = dict(
     horse_id=st.sampled_from(["S000001", "S000044", "x"]),
     horse_name=st.text(max_size=5),

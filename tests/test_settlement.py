@@ -15,13 +15,30 @@ from racing_core.errors import BadInput
 @pytest.mark.parametrize(
     ("jurisdiction", "runners", "handicap", "terms"),
     [
-        ("HK", 3, False, (0, 0)), ("HK", 4, False, (2, 0)), ("HK", 6, False, (2, 0)), ("HK", 7, False, (3, 0)), ("HK", 14, True, (3, 0)),
-        ("JP", 4, False, (0, 0)), ("JP", 5, False, (2, 0)), ("JP", 7, False, (2, 0)), ("JP", 8, False, (3, 0)), ("JP", 18, True, (3, 0)),
-        ("GB", 4, True, (0, 0)), ("GB", 5, False, (2, 0.25)), ("GB", 7, True, (2, 0.25)), ("GB", 8, False, (3, 0.2)), ("GB", 11, True, (3, 0.2)),
-        ("GB", 12, False, (3, 0.2)), ("GB", 12, True, (3, 0.25)), ("IE", 15, True, (3, 0.25)), ("IE", 16, True, (4, 0.25)), ("IE", 16, False, (3, 0.2)),
-        ("US_place", 6, False, (2, 0)), ("US_show", 6, False, (3, 0)),
+        ("HK", 3, False, (0, 0)),
+        ("HK", 4, False, (2, 0)),
+        ("HK", 6, False, (2, 0)),
+        ("HK", 7, False, (3, 0)),
+        ("HK", 14, True, (3, 0)),
+        ("JP", 4, False, (0, 0)),
+        ("JP", 5, False, (2, 0)),
+        ("JP", 7, False, (2, 0)),
+        ("JP", 8, False, (3, 0)),
+        ("JP", 18, True, (3, 0)),
+        ("GB", 4, True, (0, 0)),
+        ("GB", 5, False, (2, 0.25)),
+        ("GB", 7, True, (2, 0.25)),
+        ("GB", 8, False, (3, 0.2)),
+        ("GB", 11, True, (3, 0.2)),
+        ("GB", 12, False, (3, 0.2)),
+        ("GB", 12, True, (3, 0.25)),
+        ("IE", 15, True, (3, 0.25)),
+        ("IE", 16, True, (4, 0.25)),
+        ("IE", 16, False, (3, 0.2)),
+        ("US_place", 6, False, (2, 0)),
+        ("US_show", 6, False, (3, 0)),
     ],
-)  # fmt: skip
+)
 def test_place_terms(jurisdiction, runners, handicap, terms):
     assert s.place_terms(jurisdiction, runners, handicap) == terms
 
@@ -47,19 +64,48 @@ def test_places_by_race_and_a_runner_that_never_finished():
 @pytest.mark.parametrize(
     ("win", "place", "fraction", "void", "returned"),
     [
-        (1, 1, 0.25, False, 90 + 30), (0, 1, 0.25, False, 30), (0, 0, 0.25, False, 0), (0.5, 1, 0.25, False, 45 + 30), (0, 0.5, 0.2, False, 13),
-        (1, 1, 0.0, False, 90 + 10), (0, 0, 0.0, False, 10), (0, 0, 0.25, True, 20),
+        (1, 1, 0.25, False, 90 + 30),
+        (0, 1, 0.25, False, 30),
+        (0, 0, 0.25, False, 0),
+        (0.5, 1, 0.25, False, 45 + 30),
+        (0, 0.5, 0.2, False, 13),
+        (1, 1, 0.0, False, 90 + 10),
+        (0, 0, 0.0, False, 10),
+        (0, 0, 0.25, True, 20),
     ],
-)  # fmt: skip
+)
 def test_each_way_is_two_bets(win, place, fraction, void, returned):
-    assert s.settle_each_way([20], [9.0], [win], [place], fraction, [void]).tolist() == pytest.approx([returned])
+    assert s.settle_each_way(
+        [20], [9.0], [win], [place], fraction, [void]
+    ).tolist() == pytest.approx([returned])
 
 
 @pytest.mark.parametrize(
     ("to_one", "deduction"),
-    [(1 / 10, 0.9), (1 / 9, 0.9), (1 / 8, 0.85), (1 / 5, 0.8), (2 / 7, 0.75), (1 / 3, 0.7), (1 / 2, 0.65), (4 / 7, 0.6), (4 / 6, 0.55), (5 / 6, 0.5),
-     (1, 0.45), (6 / 5, 0.45), (5 / 4, 0.4), (13 / 8, 0.35), (2, 0.3), (3, 0.25), (4, 0.2), (5, 0.15), (9, 0.1), (14, 0.05), (15, 0.0)],
-)  # fmt: skip
+    [
+        (1 / 10, 0.9),
+        (1 / 9, 0.9),
+        (1 / 8, 0.85),
+        (1 / 5, 0.8),
+        (2 / 7, 0.75),
+        (1 / 3, 0.7),
+        (1 / 2, 0.65),
+        (4 / 7, 0.6),
+        (4 / 6, 0.55),
+        (5 / 6, 0.5),
+        (1, 0.45),
+        (6 / 5, 0.45),
+        (5 / 4, 0.4),
+        (13 / 8, 0.35),
+        (2, 0.3),
+        (3, 0.25),
+        (4, 0.2),
+        (5, 0.15),
+        (9, 0.1),
+        (14, 0.05),
+        (15, 0.0),
+    ],
+)
 def test_rule_4_by_its_table(to_one, deduction):
     assert s.rule_4([to_one + 1]) == deduction
 
@@ -87,14 +133,22 @@ def test_a_pool_pays_out_what_is_in_it(money, winners, takeout, jurisdiction):
 
 
 def test_how_winners_divide_is_the_rule_of_the_place():
-    money, race, heat = np.array([400.0, 300, 200, 100]), np.zeros(4, int), np.array([True, False, False, True])
+    money, race, heat = (
+        np.array([400.0, 300, 200, 100]),
+        np.zeros(4, int),
+        np.array([True, False, False, True]),
+    )
     assert s.pool_dividends(money, heat, race, 0.2, "HK") == pytest.approx([1, 0, 0, 4])
     assert s.pool_dividends(money, heat, race, 0.2, "JP") == pytest.approx([1.3, 0, 0, 2.8])
     assert s.pool_dividends(money, heat, race, 0.2, "US") == pytest.approx([1.375, 0, 0, 2.5])
     assert np.isnan(s.pool_dividends([0.0, 5], [True, False], np.zeros(2, int), 0.2, "HK")[0])
 
 
-@given(st.floats(0.5, 5000), st.sampled_from(["HK", "JP", "US"]), st.sampled_from(["win", "place", "trio", "exacta"]))
+@given(
+    st.floats(0.5, 5000),
+    st.sampled_from(["HK", "JP", "US"]),
+    st.sampled_from(["win", "place", "trio", "exacta"]),
+)
 def test_breakage_rounds_down_to_the_step_but_not_below_the_least(dividend, jurisdiction, pool):
     declared = float(s.breakage(dividend, jurisdiction, pool))
     least = {"HK": 1.0, "JP": 1.0, "US": 1.05}[jurisdiction]
@@ -106,16 +160,30 @@ def test_breakage_rounds_down_to_the_step_but_not_below_the_least(dividend, juri
 
 @pytest.mark.parametrize(
     ("dividend", "jurisdiction", "pool", "declared"),
-    [(2.499, "HK", "win", 2.45), (1.049, "HK", "place", 1.04), (1.0, "HK", "place", 1.0), (24.79, "HK", "trio", 24.7), (24.79, "HK", "quinella", 24.75),
-     (2.49, "JP", "win", 2.4), (0.93, "JP", "place", 1.0), (1.02, "US", "US_show", 1.05), (4.39, "US", "win", 4.3)],
-)  # fmt: skip
+    [
+        (2.499, "HK", "win", 2.45),
+        (1.049, "HK", "place", 1.04),
+        (1.0, "HK", "place", 1.0),
+        (24.79, "HK", "trio", 24.7),
+        (24.79, "HK", "quinella", 24.75),
+        (2.49, "JP", "win", 2.4),
+        (0.93, "JP", "place", 1.0),
+        (1.02, "US", "US_show", 1.05),
+        (4.39, "US", "win", 4.3),
+    ],
+)
 def test_breakage_by_hand(dividend, jurisdiction, pool, declared):
     assert float(s.breakage(dividend, jurisdiction, pool)) == pytest.approx(declared)
 
 
 def test_what_has_no_rule_is_refused():
     pool = ([1.0], [True], np.zeros(1, int), 0.2)
-    for call in (lambda: s.place_terms("XX", 8), lambda: s.breakage(2.0, "GB"), lambda: s.pool_dividends(*pool, "GB"), lambda: s.rule_4([1.0])):
+    for call in (
+        lambda: s.place_terms("XX", 8),
+        lambda: s.breakage(2.0, "GB"),
+        lambda: s.pool_dividends(*pool, "GB"),
+        lambda: s.rule_4([1.0]),
+    ):
         with pytest.raises(BadInput):
             call()
 
@@ -125,19 +193,28 @@ def unexplained(table):
 
 
 def test_hong_kong_dividends_are_what_the_rules_say(hong_kong, hong_kong_store):
-    starts, paid = hong_kong.filter(pl.col("date") < date(2023, 1, 1)), hong_kong_store.read("dividends")
+    starts, paid = (
+        hong_kong.filter(pl.col("date") < date(2023, 1, 1)),
+        hong_kong_store.read("dividends"),
+    )
     table = s.reconcile(starts, paid)
     assert unexplained(table).is_empty()
     count = {(r["check"], r["pool"], r["cause"]): r["rows"] for r in table.to_dicts()}
     assert count["price", "win", "odds are the dividend rounded down"] == 5587
     assert count["price", "win", "dead heat, pool divided by the rule"] == 14
     assert count["price", "win", "no odds in the source"] == 4
-    assert table.filter(cause="disqualified after the pools were paid")["rows"].sum() == 8  # one race
-    assert count["complete", "place", "the source keeps one dividend of a pool"] == 11192  # two of three a race, the flaw of the source
+    assert (
+        table.filter(cause="disqualified after the pools were paid")["rows"].sum() == 8
+    )  # one race
+    assert (
+        count["complete", "place", "the source keeps one dividend of a pool"] == 11192
+    )  # two of three a race, the flaw of the source
     # ... and of its step, on every pool
     paid = paid.filter(pl.col("race_id").is_in(starts["race_id"].unique().implode()))
     for (pool,), part in paid.group_by("pool"):
-        assert s.breakage(part["dividend"], "HK", pool) == pytest.approx(part["dividend"].to_numpy())
+        assert s.breakage(part["dividend"], "HK", pool) == pytest.approx(
+            part["dividend"].to_numpy()
+        )
 
 
 def test_the_hong_kong_source_itself_has_one_dividend_of_a_pool(shared_data):
@@ -146,11 +223,16 @@ def test_the_hong_kong_source_itself_has_one_dividend_of_a_pool(shared_data):
 
 
 def test_a_wrong_result_does_not_reconcile(hong_kong, hong_kong_store):
-    starts = hong_kong.filter(pl.col("date") < date(2016, 7, 1)).with_columns(position=pl.col("position").shift(1).over("race_id"))
+    starts = hong_kong.filter(pl.col("date") < date(2016, 7, 1)).with_columns(
+        position=pl.col("position").shift(1).over("race_id")
+    )
     table = s.reconcile(starts, hong_kong_store.read("dividends"))
     named = table.filter(check="runners")
     assert named.filter(~pl.col("explained"))["rows"].sum() > 0.8 * named["rows"].sum()
-    dear = s.reconcile(hong_kong.filter(pl.col("date") < date(2016, 7, 1)), hong_kong_store.read("dividends").with_columns(pl.col("dividend") * 1.2))
+    dear = s.reconcile(
+        hong_kong.filter(pl.col("date") < date(2016, 7, 1)),
+        hong_kong_store.read("dividends").with_columns(pl.col("dividend") * 1.2),
+    )
     price = dear.filter(check="price")
     assert price.filter(~pl.col("explained"))["rows"].sum() > 0.9 * price["rows"].sum()
 
@@ -163,17 +245,29 @@ def test_japanese_dividends_are_what_the_rules_say(japan, japan_store):
     assert count["price", "win", "dead heat, pool divided by the rule"] == 14
     assert count["runners", "place", "place terms fixed before a withdrawal"] == 5
     assert count["runners", "bracket_quinella", "as the result says"] == 3340
-    assert count["runners", "bracket_quinella", "brackets drawn before the last number withdrew"] == 4
+    assert (
+        count["runners", "bracket_quinella", "brackets drawn before the last number withdrew"] == 4
+    )
     assert "the source keeps one dividend of a pool" not in table["cause"]
-    turned = s.reconcile(japan.with_columns(position=pl.col("position").shift(5).over("race_id")), japan_store.read("dividends"))
+    turned = s.reconcile(
+        japan.with_columns(position=pl.col("position").shift(5).over("race_id")),
+        japan_store.read("dividends"),
+    )
     brackets = turned.filter(pool="bracket_quinella")
     assert brackets.filter(~pl.col("explained"))["rows"].sum() > 0.8 * brackets["rows"].sum()
     for dividend in japan_store.read("dividends").partition_by("pool"):
-        assert s.breakage(dividend["dividend"], "JP") == pytest.approx(dividend["dividend"].to_numpy())
+        assert s.breakage(dividend["dividend"], "JP") == pytest.approx(
+            dividend["dividend"].to_numpy()
+        )
 
 
 def test_backing_every_runner_for_a_place_in_japan_loses_the_takeout(japan, japan_store):
-    bets = japan.select("race_id", pool=pl.lit("place"), combination=pl.col("runner_no").cast(pl.String), stake=pl.lit(100.0))
+    bets = japan.select(
+        "race_id",
+        pool=pl.lit("place"),
+        combination=pl.col("runner_no").cast(pl.String),
+        stake=pl.lit(100.0),
+    )
     settled = s.settle_dividends(bets, japan_store.read("dividends"))
     assert settled["returned"].null_count() == 0
     placed = settled.filter(pl.col("returned") > 0)
@@ -184,7 +278,25 @@ def test_backing_every_runner_for_a_place_in_japan_loses_the_takeout(japan, japa
 @given(st.permutations([3, 11, 7]))
 @settings(max_examples=6)
 def test_combinations_are_looked_up_in_any_order_where_order_does_not_count(order):
-    paid = pl.DataFrame({"race_id": ["a", "a"], "pool": ["trio", "trifecta"], "combination": ["3-7-11", "3-11-7"], "dividend": [50.0, 300.0]})
+    paid = pl.DataFrame(
+        {
+            "race_id": ["a", "a"],
+            "pool": ["trio", "trifecta"],
+            "combination": ["3-7-11", "3-11-7"],
+            "dividend": [50.0, 300.0],
+        }
+    )
     name = "-".join(map(str, order))
-    asked = pl.DataFrame({"race_id": ["a", "a", "b"], "pool": ["trio", "trifecta", "trio"], "combination": [name] * 3, "stake": [2.0] * 3})
-    assert s.settle_dividends(asked, paid)["returned"].to_list() == [100, 600 if order == [3, 11, 7] else 0, None]
+    asked = pl.DataFrame(
+        {
+            "race_id": ["a", "a", "b"],
+            "pool": ["trio", "trifecta", "trio"],
+            "combination": [name] * 3,
+            "stake": [2.0] * 3,
+        }
+    )
+    assert s.settle_dividends(asked, paid)["returned"].to_list() == [
+        100,
+        600 if order == [3, 11, 7] else 0,
+        None,
+    ]

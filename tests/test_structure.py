@@ -17,11 +17,18 @@ MODULES = {re.sub(r"^\d+[a-z]?_", "", p.stem): p for p in NOTEBOOKS}
 
 def cells(notebook: Path) -> list[tuple[str, str]]:
     "Type and source of every cell."
-    return [(c["cell_type"], "".join(c["source"])) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]]
+    return [
+        (c["cell_type"], "".join(c["source"]))
+        for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    ]
 
 
 def exported(notebook: Path) -> str:
-    return "\n".join(source for kind, source in cells(notebook) if kind == "code" and source.startswith("#| export"))
+    return "\n".join(
+        source
+        for kind, source in cells(notebook)
+        if kind == "code" and source.startswith("#| export")
+    )
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -30,16 +37,29 @@ def imports(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "racing_core":
             base = node.module.removeprefix("racing_core").lstrip(".")
-            found |= {f"{base}.{a.name}".lstrip(".") if f"{base}.{a.name}".lstrip(".") in MODULES else base for a in node.names}
+            found |= {
+                f"{base}.{a.name}".lstrip(".")
+                if f"{base}.{a.name}".lstrip(".") in MODULES
+                else base
+                for a in node.names
+            }
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("racing_core.") for a in node.names if a.name.startswith("racing_core.")}
+            found |= {
+                a.name.removeprefix("racing_core.")
+                for a in node.names
+                if a.name.startswith("racing_core.")
+            }
     return found & set(MODULES)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_module_imports_only_from_lower_floors(notebook):
     own = list(MODULES.values()).index(notebook)
-    higher = {m for m in imports(ast.parse(exported(notebook))) if list(MODULES.values()).index(MODULES[m]) >= own}
+    higher = {
+        m
+        for m in imports(ast.parse(exported(notebook)))
+        if list(MODULES.values()).index(MODULES[m]) >= own
+    }
     assert not higher, f"{notebook.name} imports from a higher or its own floor: {sorted(higher)}"
 
 
@@ -51,16 +71,29 @@ def test_notebook_anatomy(notebook):
     assert first[0] == f"# {name}", "the title is the module's path"
     assert first[1].startswith("> "), "the subtitle is one sentence"
     assert f"#| default_exp {name}" in [source.strip() for _, source in cells(notebook)]
-    assert not any(c.get("outputs") or c.get("execution_count") for c in raw["cells"]), "no outputs are committed"
-    assert any(kind == "code" and "assert" in source and not source.startswith("#| export") for kind, source in cells(notebook)), "it asserts something"
+    assert not any(c.get("outputs") or c.get("execution_count") for c in raw["cells"]), (
+        "no outputs are committed"
+    )
+    assert any(
+        kind == "code" and "assert" in source and not source.startswith("#| export")
+        for kind, source in cells(notebook)
+    ), "it asserts something"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_and_their_cells_are_short(notebook):
-    code = [source for kind, source in cells(notebook) if kind == "code" and source.startswith("#| export")]
+    code = [
+        source
+        for kind, source in cells(notebook)
+        if kind == "code" and source.startswith("#| export")
+    ]
     assert sum(len(source.splitlines()) for source in code) <= 450
-    functions = [f for source in code for f in ast.walk(ast.parse(source)) if isinstance(f, ast.FunctionDef)]
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > 40}
+    functions = [
+        f for source in code for f in ast.walk(ast.parse(source)) if isinstance(f, ast.FunctionDef)
+    ]
+    long = {
+        f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > 40
+    }
     assert not long, f"functions over 40 lines: {long}"
 
 
@@ -68,31 +101,63 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     for part in ("nbs", "racing_core", "settings.ini"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, tmp_path / part)
-    subprocess.run([sys.executable, "-c", "import nbdev; nbdev.nbdev_export()"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", "import nbdev; nbdev.nbdev_export()"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     modules = sorted(p.relative_to(ROOT) for p in (ROOT / "racing_core").rglob("*.py"))
     differ = [str(p) for p in modules if (tmp_path / p).read_bytes() != (ROOT / p).read_bytes()]
     assert not differ, f"run nbdev_export: {differ}"
 
 
-HEAVY = ("matplotlib", "pandas", "seaborn", "scipy", "sklearn", "lightgbm", "mlflow", "torch", "shap", "catboost", "xgboost", "papermill", "litserve")
+HEAVY = (
+    "matplotlib",
+    "pandas",
+    "seaborn",
+    "scipy",
+    "sklearn",
+    "lightgbm",
+    "mlflow",
+    "torch",
+    "shap",
+    "catboost",
+    "xgboost",
+    "papermill",
+    "litserve",
+)
 
 
 def loaded(code: str) -> list[str]:
     "Heavy packages in memory after some code has run in a process of its own."
     probe = f"{code}\nimport sys; print([m for m in {HEAVY!r} if m in sys.modules])"
-    return ast.literal_eval(subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout)
+    return ast.literal_eval(
+        subprocess.run(
+            [sys.executable, "-c", probe], check=True, capture_output=True, text=True
+        ).stdout
+    )
 
 
 def test_importing_the_package_wakes_nothing_heavy():
     assert loaded("import racing_core, racing_core.app.main") == []
-    assert loaded("import racing_core.lab.backtest, racing_core.release.bundle, racing_core.release.registry, racing_core.lab.tracking") == []
+    assert (
+        loaded(
+            "import racing_core.lab.backtest, racing_core.release.bundle, racing_core.release.registry, racing_core.lab.tracking"
+        )
+        == []
+    )
     assert loaded("import racing_core.models.zoo; racing_core.models.zoo.settings()") == []
 
 
 def importers(package: str) -> set[str]:
     "Files of the package and the service that import something."
     files = [*(ROOT / "racing_core").rglob("*.py"), *(ROOT / "serve").rglob("*.py")]
-    return {f.relative_to(ROOT).as_posix() for f in files if re.search(rf"^\s*(import|from) {package}\b", f.read_text(encoding="utf-8"), re.M)}
+    return {
+        f.relative_to(ROOT).as_posix()
+        for f in files
+        if re.search(rf"^\s*(import|from) {package}\b", f.read_text(encoding="utf-8"), re.M)
+    }
 
 
 def test_only_tracking_and_registry_know_mlflow():

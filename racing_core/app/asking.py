@@ -23,7 +23,8 @@ from ..release.registry import locate
 from ..serving.contract import card_frame
 
 # %% auto #0
-__all__ = ['Wanted', 'ask', 'ask_ahead', 'asked']
+__all__ = ["Wanted", "ask", "ask_ahead", "asked"]
+
 
 # %% ../../nbs/94a_app.asking.ipynb #cell005
 @dataclass(frozen=True)
@@ -35,18 +36,33 @@ class Wanted:
     until: date | None = None  # first day no longer wanted
     source: str | None = None  # name in the store; the champion's by default
 
-    def runners(self, home: Home) -> tuple[pl.DataFrame, pl.DataFrame]:  # all starters stored, runners asked about
+    def runners(
+        self, home: Home
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:  # all starters stored, runners asked about
         "The rows to ask about, and what is known."
         if not self.card and self.since is None:
-            raise BadInput("nobody to score", expected="a card, or the first day of stored races", do="see `racing score --help`")
+            raise BadInput(
+                "nobody to score",
+                expected="a card, or the first day of stored races",
+                do="see `racing score --help`",
+            )
         source = known_source(home, self.source or manifest_of(locate(home, "champion"))["source"])
         starts = Store(home, source).starts()
         if self.card:
-            return starts, pl.concat([card_frame(card, source)[0] for card in read_cards(self.card)[0]]).sort("date", maintain_order=True)
-        chosen = starts.filter(pl.col("date").is_between(self.since, self.until or date.max, closed="left"))
+            return starts, pl.concat(
+                [card_frame(card, source)[0] for card in read_cards(self.card)[0]]
+            ).sort("date", maintain_order=True)
+        chosen = starts.filter(
+            pl.col("date").is_between(self.since, self.until or date.max, closed="left")
+        )
         if chosen.is_empty():
-            raise BadInput("no stored race of these days", got=f"{self.since} to {self.until or 'the end'}", expected=f"days up to {starts['date'].max()}")
+            raise BadInput(
+                "no stored race of these days",
+                got=f"{self.since} to {self.until or 'the end'}",
+                expected=f"days up to {starts['date'].max()}",
+            )
         return starts, chosen
+
 
 def ask(
     home: Home,
@@ -58,8 +74,13 @@ def ask(
     "Have the chosen runners, their jockeys and their trainers scored; refused without a key."
     opinions = Opinions.of(home, anonymise)
     if not opinions.settings.api_key:
-        raise BadInput("nobody can be asked", expected="RACING_LLM_API_KEY, or XAI_API_KEY", do="set one; without it predictions use form lines and comments")
+        raise BadInput(
+            "nobody can be asked",
+            expected="RACING_LLM_API_KEY, or XAI_API_KEY",
+            do="set one; without it predictions use form lines and comments",
+        )
     return opinions.ask(*wanted.runners(home), now, progress)
+
 
 # %% ../../nbs/94a_app.asking.ipynb #cell007
 def ask_ahead(
@@ -67,7 +88,9 @@ def ask_ahead(
     cards: str,  # name in the store of what came in
     results: str,  # name in the store of past races, may be the same
     now: datetime,
-) -> dict:  # {} where there is no key or nothing to come, otherwise `scores`: what `Opinions.ask` returned
+) -> (
+    dict
+):  # {} where there is no key or nothing to come, otherwise `scores`: what `Opinions.ask` returned
     "Ask about stored races that are still to come."
     if not Settings.from_env().api_key or cards not in sources(home):
         return {}
@@ -77,10 +100,15 @@ def ask_ahead(
     known = Store(home, results).starts() if results in sources(home) else coming.clear()
     return dict(scores=Opinions.of(home).ask(known, coming, now))
 
+
 def asked(
     facts: dict,  # with or without `scores`
 ) -> str:
     "A line for a terminal, empty where nobody was asked."
     s = facts.get("scores")
     spent = s and f"{s['spent_usd']:.2f} of {s['budget_usd']:.2f} USD of today"
-    return s and f"semantic scores: {s['model']:,} asked for now, {s['cache']:,} known before, {s['fallback']:,} left to the fallback ({spent})" or ""
+    return (
+        s
+        and f"semantic scores: {s['model']:,} asked for now, {s['cache']:,} known before, {s['fallback']:,} left to the fallback ({spent})"
+        or ""
+    )

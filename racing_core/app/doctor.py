@@ -25,8 +25,25 @@ from ..errors import RacingError
 from ..release.registry import aliases, locate
 
 # %% auto #0
-__all__ = ['Finding', 'usable', 'as_dict', 'python', 'wanted', 'locked', 'packages', 'learner', 'writable', 'stored', 'columns',
-           'champion', 'browser', 'tracking', 'machine', 'examine']
+__all__ = [
+    "Finding",
+    "usable",
+    "as_dict",
+    "python",
+    "wanted",
+    "locked",
+    "packages",
+    "learner",
+    "writable",
+    "stored",
+    "columns",
+    "champion",
+    "browser",
+    "tracking",
+    "machine",
+    "examine",
+]
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell005
 @dataclass(frozen=True)
@@ -44,22 +61,35 @@ class Finding:
         "Does it keep the main job from running?"
         return self.required and self.state != "ok"
 
+
 def usable(findings: Iterable[Finding]) -> bool:
     "Can the main job run?"
     return not any(f.broken for f in findings)
+
 
 def as_dict(findings: list[Finding]) -> dict:
     "For a program to read."
     return dict(usable=usable(findings), checks=[asdict(f) for f in findings])
 
+
 # %% ../../nbs/93_app.doctor.ipynb #cell008
 def python(current: tuple = sys.version_info) -> Finding:
     "The one version the lock resolves for."
     found, fits = ".".join(map(str, current[:3])), tuple(current[:2]) == (3, 11)
-    return Finding("python", "ok" if fits else "wrong", found, None if fits else "make a new environment with Python 3.11: make clean run PYTHON=python3.11", required=True)
+    return Finding(
+        "python",
+        "ok" if fits else "wrong",
+        found,
+        None
+        if fits
+        else "make a new environment with Python 3.11: make clean run PYTHON=python3.11",
+        required=True,
+    )
+
 
 def wanted(
-    requirements: Iterable[str] | None = None,  # lines as in package metadata; those of racing-core by default
+    requirements: Iterable[str]
+    | None = None,  # lines as in package metadata; those of racing-core by default
 ) -> dict[str, list[str]]:  # extra to packages; "" is what everybody needs
     "Which packages each extra asks for."
     extras: dict[str, list[str]] = {}
@@ -67,6 +97,7 @@ def wanted(
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
         extras.setdefault(extra[1] if extra else "", []).append(re.match(r"[\w.-]+", line)[0])
     return {name: packages for name, packages in extras.items() if name != "all"}
+
 
 def locked(
     lock: Path | None = None,  # the one that is shipped by default
@@ -76,6 +107,7 @@ def locked(
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
     return dict(line.split("==", 1) for line in lines if re.match(r"[\w.-]+==", line))
 
+
 # %% ../../nbs/93_app.doctor.ipynb #cell010
 def _version(package: str) -> str | None:
     try:
@@ -83,73 +115,157 @@ def _version(package: str) -> str | None:
     except PackageNotFoundError:
         return None
 
+
 def packages(
     extra: str,  # "" is what everybody needs
     names: list[str],  # what it asks for
     lock: dict[str, str],  # package to version
 ) -> Finding:
     "Are they there, in the version of the lock?"
-    have, title = {name: _version(name) for name in names}, f"extra {extra}" if extra else "packages"
-    install = f'pip install --no-build-isolation -c requirements.lock -e ".{f"[{extra}]" if extra else ""}"'
+    have, title = (
+        {name: _version(name) for name in names},
+        f"extra {extra}" if extra else "packages",
+    )
+    install = (
+        "pip install --no-build-isolation -c requirements.lock -e"
+        f' ".{f"[{extra}]" if extra else ""}"'
+    )
     if absent := [name for name, v in have.items() if v is None]:
-        return Finding(title, "missing", f"without {', '.join(absent)}", install, required=not extra)
-    if other := [f"{name} {v} (lock: {lock[name]})" for name, v in have.items() if lock.get(name, v) != v]:
+        return Finding(
+            title, "missing", f"without {', '.join(absent)}", install, required=not extra
+        )
+    if other := [
+        f"{name} {v} (lock: {lock[name]})" for name, v in have.items() if lock.get(name, v) != v
+    ]:
         return Finding(title, "wrong", ", ".join(other), install)
-    return Finding(title, "ok", f"{len(names)} as locked" if lock else f"{len(names)} there, no lock to compare with", required=not extra)
+    return Finding(
+        title,
+        "ok",
+        f"{len(names)} as locked" if lock else f"{len(names)} there, no lock to compare with",
+        required=not extra,
+    )
+
 
 def learner() -> Finding:
     "LightGBM needs OpenMP from the system."
     try:
         import lightgbm
     except (ImportError, OSError) as e:
-        return Finding("lightgbm", "wrong", str(e).splitlines()[0], "install OpenMP: sudo apt-get install libgomp1", required=True)
+        return Finding(
+            "lightgbm",
+            "wrong",
+            str(e).splitlines()[0],
+            "install OpenMP: sudo apt-get install libgomp1",
+            required=True,
+        )
     return Finding("lightgbm", "ok", f"{lightgbm.__version__} loads", required=True)
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell013
 def _nearest(path: Path) -> Path:
     "The path, or the first folder above it that is there."
     return next(p for p in (path, *path.parents) if p.exists())
 
+
 def _may_write(place: Path) -> bool:
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
 
 def writable(home: Home) -> Finding:
     "Can the home, or the folder it will be made in, be written?"
     if not _may_write(place := _nearest(home.root)):
-        return Finding("home", "wrong", f"{place} cannot be written", "choose another with --home or RACING_HOME", required=True)
+        return Finding(
+            "home",
+            "wrong",
+            f"{place} cannot be written",
+            "choose another with --home or RACING_HOME",
+            required=True,
+        )
     free = shutil.disk_usage(place).free / 2**30
-    return Finding("home", "ok", f"{home.root}{'' if home.root.exists() else ' (not made yet)'}, {free:.0f} GiB free", required=True)
+    return Finding(
+        "home",
+        "ok",
+        f"{home.root}{'' if home.root.exists() else ' (not made yet)'}, {free:.0f} GiB free",
+        required=True,
+    )
+
 
 def stored(home: Home) -> Finding:
     "Which results there are."
     if not (names := sources(home)):
-        return Finding("sources", "missing", "nothing is stored", "racing run, racing simulate, or racing ingest SOURCE PATH")
-    return Finding("sources", "ok", "; ".join(f"{name}: {len(Store(home, name).manifest['ingests'])} ingests" for name in names))
+        return Finding(
+            "sources",
+            "missing",
+            "nothing is stored",
+            "racing run, racing simulate, or racing ingest SOURCE PATH",
+        )
+    return Finding(
+        "sources",
+        "ok",
+        "; ".join(
+            f"{name}: {len(Store(home, name).manifest['ingests'])} ingests" for name in names
+        ),
+    )
+
 
 def columns(home: Home, name: str) -> Finding:
     "Which columns a stored source never fills; `true_p` is for simulated worlds alone."
     try:
         known = coverage(Store(home, name).starts().drop("true_p", strict=False))
     except (RacingError, OSError, pl.exceptions.PolarsError) as e:
-        return Finding("columns", "wrong", f"{name}: {str(e).splitlines()[0]}", "racing ingest it again")
+        return Finding(
+            "columns", "wrong", f"{name}: {str(e).splitlines()[0]}", "racing ingest it again"
+        )
     absent = known.filter(pl.col("known") == 0)["column"].to_list()
-    return Finding("columns", "ok", f"{name}: " + (f"{len(absent)} absent: {', '.join(absent)}" if absent else "none absent"))
+    return Finding(
+        "columns",
+        "ok",
+        f"{name}: " + (f"{len(absent)} absent: {', '.join(absent)}" if absent else "none absent"),
+    )
+
 
 def champion(home: Home) -> Finding:
     "Is there a model to answer, and are its files as they were written?"
     try:
         if not aliases(home)["champion"]:
-            return Finding("champion", "missing", "no model is promoted", "racing train --source S, then racing promote BUNDLE --to champion")
+            return Finding(
+                "champion",
+                "missing",
+                "no model is promoted",
+                "racing train --source S, then racing promote BUNDLE --to champion",
+            )
         manifest = manifest_of(locate(home, "champion"))
     except (RacingError, ValueError, KeyError) as e:
-        return Finding("champion", "wrong", str(e), "racing rollback, or train and promote another", required=True)
-    return Finding("champion", "ok", f"{manifest['name']} {manifest['version']}, {len(manifest['files'])} files verified", required=True)
+        return Finding(
+            "champion",
+            "wrong",
+            str(e),
+            "racing rollback, or train and promote another",
+            required=True,
+        )
+    return Finding(
+        "champion",
+        "ok",
+        f"{manifest['name']} {manifest['version']}, {len(manifest['files'])} files verified",
+        required=True,
+    )
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell016
 def browser() -> Finding:
     "The tests of pages drive Chromium."
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    return Finding("browser", "ok" if found else "missing", found or "no chromium", None if found else "for the tests of pages: sudo apt-get install chromium")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    return Finding(
+        "browser",
+        "ok" if found else "missing",
+        found or "no chromium",
+        None if found else "for the tests of pages: sudo apt-get install chromium",
+    )
+
 
 def tracking(
     uri: str,  # MLflow tracking store
@@ -158,9 +274,16 @@ def tracking(
     "Does the tracking store answer? A file is made when the first run is logged."
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
-        folder = _nearest(Path(parts.path.removeprefix("/" if parts.scheme == "sqlite" else "")).absolute().parent)
+        folder = _nearest(
+            Path(parts.path.removeprefix("/" if parts.scheme == "sqlite" else "")).absolute().parent
+        )
         fine = parts.scheme not in ("sqlite", "file", "") or _may_write(folder)
-        return Finding("tracking", "ok" if fine else "wrong", uri if fine else f"{folder} cannot be written", None if fine else "name another place in RACING_TRACKING_URI")
+        return Finding(
+            "tracking",
+            "ok" if fine else "wrong",
+            uri if fine else f"{folder} cannot be written",
+            None if fine else "name another place in RACING_TRACKING_URI",
+        )
     import httpx
 
     try:
@@ -168,20 +291,46 @@ def tracking(
         answer.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as e:
         place = f"{parts.scheme}://{parts.hostname}{parts.path}"
-        return Finding("tracking", "wrong", f"{place}: {type(e).__name__}", "start the MLflow server, or unset RACING_TRACKING_URI to use a file in the home")
+        return Finding(
+            "tracking",
+            "wrong",
+            f"{place}: {type(e).__name__}",
+            "start the MLflow server, or unset RACING_TRACKING_URI to use a file in the home",
+        )
     return Finding("tracking", "ok", f"{parts.scheme}://{parts.hostname}{parts.path} answers")
+
 
 def machine() -> Finding:
     "Cores this process may use, and memory."
-    limit, total = Path("/sys/fs/cgroup/memory.max"), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, total = (
+        Path("/sys/fs/cgroup/memory.max"),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     cores, enough = len(os.sched_getaffinity(0)), total >= 3 * 2**30
-    return Finding("machine", "ok" if enough else "wrong", f"{cores} cores, {total / 2**30:.1f} GiB memory", None if enough else "4 GiB are wanted for eight years of results")
+    return Finding(
+        "machine",
+        "ok" if enough else "wrong",
+        f"{cores} cores, {total / 2**30:.1f} GiB memory",
+        None if enough else "4 GiB are wanted for eight years of results",
+    )
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell019
 def examine(home: Home) -> list[Finding]:
     "Every check."
     lock = locked()
     installed = [packages(extra, names, lock) for extra, names in sorted(wanted().items())]
-    return [python(), *installed, learner(), writable(home), stored(home), *(columns(home, name) for name in sources(home)), champion(home), browser(), tracking(home.tracking_uri), machine()]
+    return [
+        python(),
+        *installed,
+        learner(),
+        writable(home),
+        stored(home),
+        *(columns(home, name) for name in sources(home)),
+        champion(home),
+        browser(),
+        tracking(home.tracking_uri),
+        machine(),
+    ]

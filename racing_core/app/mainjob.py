@@ -32,23 +32,52 @@ from ..simulate import simulate
 from ..release.training import train
 
 # %% auto #0
-__all__ = ['Progress', 'silent', 'code_hash', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
-           'table', 'report', 'Notes', 'Job', 'run']
+__all__ = [
+    "Progress",
+    "silent",
+    "code_hash",
+    "store_world",
+    "known_source",
+    "obtain",
+    "last_year",
+    "write_features",
+    "next_week",
+    "table",
+    "report",
+    "Notes",
+    "Job",
+    "run",
+]
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
 
+
 def silent(step: str, done: float | None = None) -> None:
     "For callers who want no progress."
 
-_BESIDE = {"data", "serving", "_modidx.py", "cardfile.py", "cli.py", "dashboard.py", "doctor.py", "mainjob.py"}  # these change no figure of what is stored
+
+_BESIDE = {
+    "data",
+    "serving",
+    "_modidx.py",
+    "cardfile.py",
+    "cli.py",
+    "dashboard.py",
+    "doctor.py",
+    "mainjob.py",
+}  # these change no figure of what is stored
+
 
 def code_hash() -> str:
     "Identifies the code behind the figures: what another code made is made again."
     package = Path(racing_core.__file__).parent
-    modules = sorted(f for f in package.rglob("*.py") if not _BESIDE & set(f.relative_to(package).parts))
+    modules = sorted(
+        f for f in package.rglob("*.py") if not _BESIDE & set(f.relative_to(package).parts)
+    )
     files = modules + sorted((package.parent / "reports").glob("10_*.ipynb"))
     return hashlib.sha256(b"\n".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
 
 def store_world(
     home: Home,
@@ -59,7 +88,11 @@ def store_world(
     "Simulate a world and store it as `simulated`, unless the same one is stored."
     asked = dict(races=races, seed=seed, inefficiency=inefficiency, code=code_hash())
     place = Store(home, "simulated").folder
-    before = json.loads((place / "world.json").read_text(encoding="utf-8")) if (place / "world.json").is_file() else {}
+    before = (
+        json.loads((place / "world.json").read_text(encoding="utf-8"))
+        if (place / "world.json").is_file()
+        else {}
+    )
     if before.get("asked") == asked:
         return before["reconciliation"] | dict(changed=False, seconds=0.0)
     draft = Home(home.store / f".world-{uuid4().hex[:8]}", home.tracking_uri)
@@ -70,20 +103,36 @@ def store_world(
         shutil.rmtree(draft.root, ignore_errors=True)
     return made
 
+
 def _made(draft: Home, asked: dict) -> dict:
     began = time.perf_counter()
     world = simulate(asked["races"], asked["seed"], inefficiency=asked["inefficiency"])
-    done = ingest_world(world, draft).as_dict() | dict(seconds=round(time.perf_counter() - began, 2))
-    (Store(draft, "simulated").folder / "world.json").write_text(json.dumps(dict(asked=asked, reconciliation=done), indent=1), encoding="utf-8")
+    done = ingest_world(world, draft).as_dict() | dict(
+        seconds=round(time.perf_counter() - began, 2)
+    )
+    (Store(draft, "simulated").folder / "world.json").write_text(
+        json.dumps(dict(asked=asked, reconciliation=done), indent=1), encoding="utf-8"
+    )
     return done
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
 def known_source(home: Home, source: str) -> str:
     "The name, if something is stored under it."
     if source not in (there := sources(home)):
-        do = "`racing simulate` makes a world" if source == "simulated" else "`racing ingest SOURCE PATH` stores results"
-        raise BadInput("nothing is stored under this name", got=source, expected=f"one of {', '.join(there)}" if there else "a stored source", do=do)
+        do = (
+            "`racing simulate` makes a world"
+            if source == "simulated"
+            else "`racing ingest SOURCE PATH` stores results"
+        )
+        raise BadInput(
+            "nothing is stored under this name",
+            got=source,
+            expected=f"one of {', '.join(there)}" if there else "a stored source",
+            do=do,
+        )
     return source
+
 
 def obtain(
     home: Home,
@@ -96,14 +145,22 @@ def obtain(
     "Results in the store, whichever way."
     if source == "simulated":
         if data is not None:
-            raise BadInput("a simulated world needs no files", got=str(data), expected="an adapter as source", do="name it, as in --source hkjc")
+            raise BadInput(
+                "a simulated world needs no files",
+                got=str(data),
+                expected="an adapter as source",
+                do="name it, as in --source hkjc",
+            )
         return store_world(home, races, seed)
     if data is not None:
         return ingest(source, data, home, progress=lambda step: progress(step, None)).as_dict()
     known_source(home, source)
     ingests = Store(home, source).manifest["ingests"]
-    last = next((i for i in reversed(ingests) if i["starters"]), ingests[-1])  # weather that came later brought no starters
+    last = next(
+        (i for i in reversed(ingests) if i["starters"]), ingests[-1]
+    )  # weather that came later brought no starters
     return last | dict(changed=False)
+
 
 def last_year(
     last: date,  # last race day there is
@@ -111,6 +168,7 @@ def last_year(
     "Where the test window begins when nobody says."
     day = last + timedelta(1)
     return date(day.year - 1, day.month, 28 if (day.month, day.day) == (2, 29) else day.day)
+
 
 def write_features(
     starts: pl.DataFrame,  # the wide frame
@@ -122,8 +180,17 @@ def write_features(
     file.parent.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(part)
     part.replace(file)
-    missing = frame.select(pl.col(names()).null_count()).sum_horizontal()[0] / max(frame.height * len(names()), 1)
-    return dict(file=str(file), starters=frame.height, features=len(names()), missing=round(missing, 4), seconds=round(time.perf_counter() - began, 2))
+    missing = frame.select(pl.col(names()).null_count()).sum_horizontal()[0] / max(
+        frame.height * len(names()), 1
+    )
+    return dict(
+        file=str(file),
+        starters=frame.height,
+        features=len(names()),
+        missing=round(missing, 4),
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell011
 def next_week(
@@ -133,14 +200,28 @@ def next_week(
     card = sample_card(starts, starts["race_id"][-1])
     return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None))
 
+
 def table(prediction: Prediction) -> str:
     "The ranking as text."
     rows = [f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'fair':>7} {'odds':>7} {'edge':>7}"]
     for r in prediction.ranked:
-        fair, odds, edge = (("–" if v is None else f"{v:{f}}") for v, f in ((r.fair_odds, ".1f"), (r.odds, ".1f"), (r.edge, "+.1%")))
-        rows.append(f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20} {r.win_probability:>6.1%} {fair:>7} {odds:>7} {edge:>7}")
+        fair, odds, edge = (
+            ("–" if v is None else f"{v:{f}}")
+            for v, f in ((r.fair_odds, ".1f"), (r.odds, ".1f"), (r.edge, "+.1%"))
+        )
+        rows.append(
+            f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20}"
+            f" {r.win_probability:>6.1%} {fair:>7} {odds:>7} {edge:>7}"
+        )
     notes = [f"  note: {w}" for w in prediction.warnings]
-    return "\n".join([f"{prediction.race_id} by {prediction.model} {prediction.version} ({prediction.stage})", *rows, *notes])
+    return "\n".join(
+        [
+            f"{prediction.race_id} by {prediction.model} {prediction.version} ({prediction.stage})",
+            *rows,
+            *notes,
+        ]
+    )
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell014
 def report(
@@ -159,9 +240,19 @@ def report(
     kind = "" if notebook == "10_backtest" else f"-{notebook[3:]}"
     out = out or home.runs / f"{source}{kind}-{test_from}-{test_to or 'end'}"
     file = shipped(f"reports/{notebook}.ipynb")
-    asked = dict(source=source, home=str(home.root), test_from=str(test_from), test_to=str(test_to or ""), out=str(out), override=override) | (more or {})
+    asked = dict(
+        source=source,
+        home=str(home.root),
+        test_from=str(test_from),
+        test_to=str(test_to or ""),
+        out=str(out),
+        override=override,
+    ) | (more or {})
     page = publish(file, out, asked, progress)
-    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(folder=str(out), report=str(page))
+    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(
+        folder=str(out), report=str(page)
+    )
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -185,8 +276,11 @@ class Notes:
         if noted.get("key") == key and there(noted["answer"]):
             return noted["answer"], True
         answer = json.loads(json.dumps(work(), default=str))
-        write_whole(self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1))
+        write_whole(
+            self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1)
+        )
         return answer, False
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell017
 @dataclass(frozen=True)
@@ -207,38 +301,71 @@ class Job:
         "Where this source's run keeps its files."
         return self.home.runs / self.source
 
-    def once(self, step: str, key: dict, there: Callable[[dict], bool], work: Callable[[], dict]) -> tuple[dict, str]:
+    def once(
+        self, step: str, key: dict, there: Callable[[dict], bool], work: Callable[[], dict]
+    ) -> tuple[dict, str]:
         "As `Notes.once`, with a word for the reader."
         answer, noted = Notes(self.folder / "done.json").once(step, key, there, work)
         return answer, "as before" if noted else ""
 
+
 def _line(*parts: str) -> str:
     return ", ".join(p for p in parts if p)
+
 
 def _results(job: Job) -> dict:
     "The store is filled."
     r = obtain(job.home, job.source, job.data, job.races, job.seed, job.progress)
-    job.tell("results", _line(f"{r['races']:,} races, {r['starters']:,} starters", "" if r["changed"] else "stored before"))
+    job.tell(
+        "results",
+        _line(
+            f"{r['races']:,} races, {r['starters']:,} starters",
+            "" if r["changed"] else "stored before",
+        ),
+    )
     return r
+
 
 def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
     "The matrix is built for people to look at."
     file = job.folder / "features.parquet"
-    r, before = job.once("features", key, lambda a: Path(a["file"]).is_file(), lambda: write_features(starts, file))
-    job.tell("features", _line(f"{r['features']} features of {r['starters']:,} starters, {r['missing']:.0%} unknown", before))
+    r, before = job.once(
+        "features", key, lambda a: Path(a["file"]).is_file(), lambda: write_features(starts, file)
+    )
+    job.tell(
+        "features",
+        _line(
+            f"{r['features']} features of {r['starters']:,} starters, {r['missing']:.0%} unknown",
+            before,
+        ),
+    )
     return r
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell018
 def _backtest(job: Job, key: dict) -> dict:
     "The test window is looked at once."
+
     def work() -> dict:
-        return report(job.home, job.source, date.fromisoformat(key["test_from"]), out=job.folder / "backtest", progress=job.progress)
+        return report(
+            job.home,
+            job.source,
+            date.fromisoformat(key["test_from"]),
+            out=job.folder / "backtest",
+            progress=job.progress,
+        )
 
     r, before = job.once("backtest", key, lambda a: Path(a["report"]).is_file(), work)
     gain = f"ΔR² {r['delta_r2']:+.4f} [{r['delta_r2_ci'][0]:+.4f}, {r['delta_r2_ci'][1]:+.4f}]"
-    fit = f"R² model {r['fundamental']['r2']:.3f}, market {r['market']['r2']:.3f}, both {r['combined']['r2']:.3f}"
-    job.tell("backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before))
+    fit = (
+        f"R² model {r['fundamental']['r2']:.3f}, market {r['market']['r2']:.3f}, both"
+        f" {r['combined']['r2']:.3f}"
+    )
+    job.tell(
+        "backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before)
+    )
     return r
+
 
 def _verified(answer: dict) -> bool:
     try:
@@ -246,27 +373,43 @@ def _verified(answer: dict) -> bool:
     except RacingError:
         return False
 
+
 def _bundle(job: Job, key: dict) -> dict:
     "Everything known is learned; the first model of a home becomes its champion."
     folder, now = job.home.bundles / job.source, datetime.now(UTC)
+
     def work() -> dict:
-        manifest = train(job.home, job.source, folder, now, progress=lambda step: job.progress(step, None))
-        return {k: manifest[k] for k in ("name", "version", "trained_from", "trained_until")} | dict(folder=str(folder))
+        manifest = train(
+            job.home, job.source, folder, now, progress=lambda step: job.progress(step, None)
+        )
+        return {
+            k: manifest[k] for k in ("name", "version", "trained_from", "trained_until")
+        } | dict(folder=str(folder))
 
     r, before = job.once("bundle", key, _verified, work)
-    state = aliases(job.home) if aliases(job.home)["champion"] else promote(job.home, folder, "champion", now)
-    role = "the champion" if state["champion"] == r["version"] else f"champion is {state['champion']}"
+    state = (
+        aliases(job.home)
+        if aliases(job.home)["champion"]
+        else promote(job.home, folder, "champion", now)
+    )
+    role = (
+        "the champion" if state["champion"] == r["version"] else f"champion is {state['champion']}"
+    )
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
     return r | dict(champion=state["champion"])
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell019
 def _prediction(job: Job, starts: pl.DataFrame) -> dict:
     "The new model answers a card."
     card = next_week(starts)
-    (job.folder / "card.json").write_text(card.model_dump_json(indent=1, exclude_none=True), encoding="utf-8")
+    (job.folder / "card.json").write_text(
+        card.model_dump_json(indent=1, exclude_none=True), encoding="utf-8"
+    )
     answer = Predictor(read(job.home.bundles / job.source)).predict(card)
     job.tell("prediction", table(answer))
     return answer.model_dump(mode="json")
+
 
 def run(
     job: Job,
@@ -276,7 +419,13 @@ def run(
     store = Store(job.home, job.source)
     starts, key = store.starts(), dict(data=store.fingerprint, code=code_hash())
     facts["features"] = _features(job, starts, key)
-    facts["backtest"] = _backtest(job, key | dict(test_from=str(job.test_from or last_year(starts["date"].max()))))
+    facts["backtest"] = _backtest(
+        job, key | dict(test_from=str(job.test_from or last_year(starts["date"].max())))
+    )
     facts["bundle"] = _bundle(job, key)
     facts["prediction"] = _prediction(job, starts)
-    return facts | dict(report=facts["backtest"]["report"], card=str(job.folder / "card.json"), seconds=round(time.perf_counter() - began, 1))
+    return facts | dict(
+        report=facts["backtest"]["report"],
+        card=str(job.folder / "card.json"),
+        seconds=round(time.perf_counter() - began, 1),
+    )

@@ -15,18 +15,34 @@ import numpy as np
 import polars as pl
 
 from ..errors import BadInput
-from . import conditions, connections, form, interaction, semantic, weather  # noqa: F401  (importing them registers their features)
+from racing_core.features import (
+    conditions,
+    connections,
+    form,
+    interaction,
+    semantic,
+    weather,
+)
 from .asof import recall, remember
 from .outcomes import outcomes, prepare
 from .ratings import MARKET, PERFORMANCE, joint_ratings
-from .registry import FAMILIES, Feature, Timeline, features, on_field, on_timeline, timelines
+from racing_core.features.registry import (
+    FAMILIES,
+    Feature,
+    Timeline,
+    features,
+    on_field,
+    on_timeline,
+    timelines,
+)
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ['SMALL', 'CARD', 'History', 'names', 'compute', 'build', 'Matrix', 'matrix']
+__all__ = ["SMALL", "CARD", "History", "names", "compute", "build", "Matrix", "matrix"]
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
 SMALL = 500  # rows of a table that is not worth an index
+
 
 @dataclass(frozen=True)
 class History:
@@ -39,12 +55,25 @@ class History:
         "Remember everything that features will ask for; `starts` is the wide frame sorted by date."
         past = outcomes(starts)
         past = past.hstack(semantic.remarks(past))
-        past = pl.concat([past, joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)], how="horizontal")
-        return cls({t.name: remember(t.fit(past) if t.fit else past, t, {f.name: f.fn() for f in on_timeline(t)}) for t in timelines()})
+        past = pl.concat(
+            [past, joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)], how="horizontal"
+        )
+        return cls(
+            {
+                t.name: remember(
+                    t.fit(past) if t.fit else past, t, {f.name: f.fn() for f in on_timeline(t)}
+                )
+                for t in timelines()
+            }
+        )
 
     def latest(self) -> History:
         "The last row of each entity, and all that was fitted: enough for any later date."
-        last = {t.name: self.tables[t.name].unique(t.by, keep="last", maintain_order=True) for t in timelines() if not t.fit}
+        last = {
+            t.name: self.tables[t.name].unique(t.by, keep="last", maintain_order=True)
+            for t in timelines()
+            if not t.fit
+        }
         return History(self.tables | last)
 
     def touching(self, runners: pl.DataFrame) -> History:
@@ -53,11 +82,18 @@ class History:
 
     @cached_property
     def _index(self) -> dict[str, tuple[str, dict]]:
-        "For each large table, its key of most values and the rows of each: a card's few entities are found without reading the others."
+        """For each large table, its key of most values and the rows of each: a card's few entities
+        are found without reading the others."""
         large = [t for t in timelines() if len(self.tables[t.name]) > SMALL]
         keys = {t.name: max(t.by, key=self.tables[t.name].n_unique) for t in large}
-        grouped = {name: self.tables[name].with_row_index("_row").group_by(key).agg("_row") for name, key in keys.items()}
-        return {name: (keys[name], {k: np.array(rows) for k, rows in g.iter_rows()}) for name, g in grouped.items()}
+        grouped = {
+            name: self.tables[name].with_row_index("_row").group_by(key).agg("_row")
+            for name, key in keys.items()
+        }
+        return {
+            name: (keys[name], {k: np.array(rows) for k, rows in g.iter_rows()})
+            for name, g in grouped.items()
+        }
 
     def _few(self, timeline: Timeline, runners: pl.DataFrame) -> pl.DataFrame:
         "The rows of a table that these runners may meet, in its order; a small table whole."
@@ -77,14 +113,22 @@ class History:
     @classmethod
     def load(cls, folder: Path) -> History:
         "What `save` wrote."
-        return cls({t.name: pl.read_parquet(folder / f"{t.name.replace(' ', '_')}.parquet") for t in timelines()})
+        return cls(
+            {
+                t.name: pl.read_parquet(folder / f"{t.name.replace(' ', '_')}.parquet")
+                for t in timelines()
+            }
+        )
+
 
 # %% ../../nbs/29_features.matrix.ipynb #cell007
 CARD = 100  # so few runners are looked up one by one
 
+
 def names() -> list[str]:
     "Columns of the matrix, family by family."
     return [f.name for family in FAMILIES for f in features(family)]
+
 
 def _steps() -> Iterator[list[Feature]]:
     "Today's features in turn, together as long as none reads another of the same step."
@@ -96,13 +140,18 @@ def _steps() -> Iterator[list[Feature]]:
         step.append(f)
     yield step
 
+
 def _warn_of_absent(frame: pl.DataFrame) -> None:
     "Say once which families had nothing to be made from."
     nulls = frame.null_count().row(0, named=True)
     for family in FAMILIES:
         own = [f.name for f in features(family)]
         if own and len(frame) and all(nulls[name] == len(frame) for name in own):
-            warnings.warn(f"the inputs of the {family} features are absent: {len(own)} columns are null", stacklevel=3)
+            warnings.warn(
+                f"the inputs of the {family} features are absent: {len(own)} columns are null",
+                stacklevel=3,
+            )
+
 
 # %% ../../nbs/29_features.matrix.ipynb #cell008
 def compute(
@@ -116,15 +165,19 @@ def compute(
         field = recall(field, timeline, history.tables[timeline.name])
     for step in _steps():
         field = field.with_columns(f.expr for f in step)
-    frame = field.select("race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None))
+    frame = field.select(
+        "race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None)
+    )
     _warn_of_absent(frame)
     return frame
+
 
 def build(
     starts: pl.DataFrame,  # the wide frame of all starters
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
     "Features of all races, each seeing earlier dates only."
     return compute(starts, History.learn(starts))
+
 
 # %% ../../nbs/29_features.matrix.ipynb #cell010
 @dataclass(frozen=True)
@@ -140,13 +193,20 @@ class Matrix:
 
     def rows(self, mask: np.ndarray) -> Matrix:
         "The races in which the (n,) boolean mask holds; races are numbered anew."
-        return Matrix(self.values[mask], self.columns, np.unique(self.race[mask], return_inverse=True)[1].astype(np.int64))
+        return Matrix(
+            self.values[mask],
+            self.columns,
+            np.unique(self.race[mask], return_inverse=True)[1].astype(np.int64),
+        )
 
     def pick(self, columns: tuple[str, ...]) -> Matrix:
         "These columns in this order, whatever the order here."
         if absent := [c for c in columns if c not in self.columns]:
             raise BadInput("columns are absent", got=self.columns, expected=absent, where="matrix")
-        return Matrix(self.values[:, [self.columns.index(c) for c in columns]], tuple(columns), self.race)
+        return Matrix(
+            self.values[:, [self.columns.index(c) for c in columns]], tuple(columns), self.race
+        )
+
 
 def matrix(
     frame: pl.DataFrame,  # what `compute` returned
@@ -154,4 +214,8 @@ def matrix(
 ) -> Matrix:
     "The arrays of a feature frame."
     columns = names() if columns is None else columns
-    return Matrix(frame.select(pl.col(columns).fill_null(np.nan)).to_numpy(), tuple(columns), race_codes(frame))
+    return Matrix(
+        frame.select(pl.col(columns).fill_null(np.nan)).to_numpy(),
+        tuple(columns),
+        race_codes(frame),
+    )

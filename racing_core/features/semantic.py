@@ -18,26 +18,84 @@ from .registry import feature, memory
 from ..semantic.scorer import Score, Settings, Subject, era, hide
 
 # %% auto #0
-__all__ = ['LEXICON', 'TROUBLE', 'EFFORT', 'UNWELL', 'MIN_PAIRS', 'RIDGE', 'PRICE_SLOPE', 'NO_COMMENTS', 'REPLACED', 'FACTS',
-           'RECENT', 'terms', 'learn_weights', 'remarks', 'grok4_jockey_form_score', 'grok4_jockey_form_trend',
-           'jockey_judged', 'jockey_last_day', 'grok4_jockey_form_confidence', 'grok4_trainer_momentum',
-           'grok4_trainer_momentum_trend', 'trainer_judged', 'trainer_last_day', 'grok4_trainer_momentum_confidence',
-           'effort_last', 'unwell_last', 'horse_described', 'grok4_horse_fitness_assessment',
-           'grok4_horse_fitness_trend', 'grok4_horse_fitness_confidence', 'comment_sentiment', 'comment_value',
-           'trouble_in_running_last', 'trouble_in_running_L5', 'excuse_score', 'finishing_effort_L3', 'eased_last',
-           'checked_last', 'slow_start_rate', 'wide_trip_rate', 'pulled_hard_rate', 'last_gear', 'stable_gear_record',
-           'gear_change', 'first_time_gear', 'gear_removed', 'stable_signal', 'recent_comments', 'subjects',
-           'fallbacks', 'overlay', 'demand_coverage']
+__all__ = [
+    "LEXICON",
+    "TROUBLE",
+    "EFFORT",
+    "UNWELL",
+    "MIN_PAIRS",
+    "RIDGE",
+    "PRICE_SLOPE",
+    "NO_COMMENTS",
+    "REPLACED",
+    "FACTS",
+    "RECENT",
+    "terms",
+    "learn_weights",
+    "remarks",
+    "grok4_jockey_form_score",
+    "grok4_jockey_form_trend",
+    "jockey_judged",
+    "jockey_last_day",
+    "grok4_jockey_form_confidence",
+    "grok4_trainer_momentum",
+    "grok4_trainer_momentum_trend",
+    "trainer_judged",
+    "trainer_last_day",
+    "grok4_trainer_momentum_confidence",
+    "effort_last",
+    "unwell_last",
+    "horse_described",
+    "grok4_horse_fitness_assessment",
+    "grok4_horse_fitness_trend",
+    "grok4_horse_fitness_confidence",
+    "comment_sentiment",
+    "comment_value",
+    "trouble_in_running_last",
+    "trouble_in_running_L5",
+    "excuse_score",
+    "finishing_effort_L3",
+    "eased_last",
+    "checked_last",
+    "slow_start_rate",
+    "wide_trip_rate",
+    "pulled_hard_rate",
+    "last_gear",
+    "stable_gear_record",
+    "gear_change",
+    "first_time_gear",
+    "gear_removed",
+    "stable_signal",
+    "recent_comments",
+    "subjects",
+    "fallbacks",
+    "overlay",
+    "demand_coverage",
+]
 
 # %% ../../nbs/26_features.semantic.ipynb #cell005
 LEXICON: dict[str, tuple[str, str]] = {  # term: (Chinese, English)
-    "fast_start": ("出閘(?:迅速|良佳|甚佳|敏捷)|躍出", r"quickly away|well into stride|soon led|broke (?:well|smartly)|smartly away"),
+    "fast_start": (
+        "出閘(?:迅速|良佳|甚佳|敏捷)|躍出",
+        r"quickly away|well into stride|soon led|broke (?:well|smartly)|smartly away",
+    ),
     "fair_start": ("出閘(?:僅屬)?(?:普通|一般|平平)", r"broke (?:ok|fairly)"),
-    "slow_start": ("出閘(?:笨拙|緩慢|甚慢|較慢|稍慢)|起步(?:笨拙|緩慢|甚慢)|躍起|被拋離",
-                   r"slowly (?:away|into)|slow(?:ly)? (?:start|to begin|into stride)|dwelt|missed (?:the )?break|reared|fly.?leap"),
+    "slow_start": (
+        "出閘(?:笨拙|緩慢|甚慢|較慢|稍慢)|起步(?:笨拙|緩慢|甚慢)|躍起|被拋離",
+        (
+            r"slowly (?:away|into)|slow(?:ly)? (?:start|to begin|into stride)|dwelt|missed (?:the"
+            r" )?break|reared|fly.?leap"
+        ),
+    ),
     "bumped": ("碰撞|觸碰|互撞", r"bumped|collided|barged|banged"),
-    "hampered": ("擠迫|受阻|被擠|被迫", r"hampered|squeezed|impeded|crowded|short of room|tightened|interfere"),
-    "blocked": ("未能望空|受困|沒有空位|無法望空|難以望空|困於", r"no room|clear run|nowhere to go|blocked|boxed|not much room|denied"),
+    "hampered": (
+        "擠迫|受阻|被擠|被迫",
+        r"hampered|squeezed|impeded|crowded|short of room|tightened|interfere",
+    ),
+    "blocked": (
+        "未能望空|受困|沒有空位|無法望空|難以望空|困於",
+        r"no room|clear run|nowhere to go|blocked|boxed|not much room|denied",
+    ),
     "checked": ("勒避|後蹄|急收|勒", r"\bchecked|snatched|steadied|took a check|clipped heels"),
     "unbalanced": ("失去平衡|失蹄|絆|失足", r"stumbl|unbalanced|slipped|jinked|blunder"),
     "lost_ground": ("失地|失位|墮居", r"lost (?:place|ground|position)|dropped to rear"),
@@ -45,38 +103,78 @@ LEXICON: dict[str, tuple[str, str]] = {  # term: (Chinese, English)
     "outside": ("走外疊|第三疊|外側|外欄", r"on (?:the )?out(?:er|side)"),
     "uncovered": ("(?:沒有|毫無|無)遮擋", r"(?:without|no) cover"),
     "covered": ("(?:^|[^沒毫])有遮擋|取得遮擋", r"(?:with|got) cover"),
-    "saved_ground": ("節省腳程|走內欄|沿欄|走內疊", r"on (?:the )?(?:inn?er|rail|inside)|saved ground|(?:far|near) rail"),
-    "pulled_hard": ("搶口|爭口|難以(?:受制|穩定|受控)|不受控|過猛", r"keen|pulled hard|raced freely|refused to settle|took (?:a )?(?:strong|keen) hold"),
+    "saved_ground": (
+        "節省腳程|走內欄|沿欄|走內疊",
+        r"on (?:the )?(?:inn?er|rail|inside)|saved ground|(?:far|near) rail",
+    ),
+    "pulled_hard": (
+        "搶口|爭口|難以(?:受制|穩定|受控)|不受控|過猛",
+        r"keen|pulled hard|raced freely|refused to settle|took (?:a )?(?:strong|keen) hold",
+    ),
     "restrained": ("受約束|留後|留居|收慢", r"restrained|dropped in|held up|waited with"),
     "led": ("帶頭|取得領先|一放到底|並排領先|領放賽事", r"\bled\b|made (?:all|most|the running)"),
-    "handy": ("居領放馬|追趕領放|跟隨領|居前列|第二位|包廂", r"chased leader|tracked|pressed|prominent|close up|in touch"),
+    "handy": (
+        "居領放馬|追趕領放|跟隨領|居前列|第二位|包廂",
+        r"chased leader|tracked|pressed|prominent|close up|in touch",
+    ),
     "midfield": ("中間", r"midfield|mid-?division"),
     "rear": ("後列|包尾|尾列|最後數位|遙居", r"in rear|towards rear|behind|in last"),
     "hustled": ("推策|力策", r"urged along|pushed along|driven|niggled|scrubbed"),
     "switched": ("移出|移至|切出", r"switched|pulled out|angled"),
     "slow_pace": ("慢步速|步速(?:甚|較)?(?:減慢|緩慢|慢)", r"(?:slow|steady|no) (?:pace|gallop)"),
     "fast_pace": ("快步速|步速(?:甚|較)?(?:快|急)", r"(?:strong|fast) pace|overdid"),
-}  # fmt: skip
+}
 
 # %% ../../nbs/26_features.semantic.ipynb #cell006
 LEXICON |= {
     "against_pace": ("不[利合].?發揮", r"not suited|against (?:the )?bias"),
-    "strong_finish": ("衝刺(?:強勁|凌厲|甚佳)|追前甚多|勁勢|佳勢",
-                      r"(?:stayed|kept|ran) on (?:well|strongly)|finished (?:well|strongly|fast)|ran on|nearest (?:at )?finish|flying"),
+    "strong_finish": (
+        "衝刺(?:強勁|凌厲|甚佳)|追前甚多|勁勢|佳勢",
+        (
+            r"(?:stayed|kept|ran) on (?:well|strongly)|finished (?:well|strongly|fast)|ran"
+            r" on|nearest (?:at )?finish|flying"
+        ),
+    ),
     "fair_finish": ("衝刺良佳|走勢良佳|穩勢|穩步", r"headway|progress|stayed on"),
     "kept_on": ("略為追|略為上前|追近|追前|保持走勢", r"kept on|plugged on|closing"),
-    "one_paced": ("保持同速|僅能保持|未能再[增加]|未能加速", r"one pace|same pace|no extra|not quicken|unable to quicken|outpaced|no impression"),
-    "weakened": ("轉弱|力竭|乏力|餘力|墮退|洩氣", r"weaken|faded|dropped (?:away|out)|tired|gave way|tailed off|lost touch"),
-    "never_near": ("毫無|從未|無表現|遠落|並無",
-                   r"never (?:a )?(?:factor|danger|on terms|near|involved|got)|always (?:behind|in rear)|soon beaten|well held"),
-    "no_response": ("反應平平|(?:沒有|未有|並無|欠缺)反應|未能交出", r"(?:limited|no|little) response|found (?:little|nil|nothing)"),
+    "one_paced": (
+        "保持同速|僅能保持|未能再[增加]|未能加速",
+        r"one pace|same pace|no extra|not quicken|unable to quicken|outpaced|no impression",
+    ),
+    "weakened": (
+        "轉弱|力竭|乏力|餘力|墮退|洩氣",
+        r"weaken|faded|dropped (?:away|out)|tired|gave way|tailed off|lost touch",
+    ),
+    "never_near": (
+        "毫無|從未|無表現|遠落|並無",
+        (
+            r"never (?:a )?(?:factor|danger|on terms|near|involved|got)|always (?:behind|in"
+            r" rear)|soon beaten|well held"
+        ),
+    ),
+    "no_response": (
+        "反應平平|(?:沒有|未有|並無|欠缺)反應|未能交出",
+        r"(?:limited|no|little) response|found (?:little|nil|nothing)",
+    ),
     "rallied": ("力拼|力爭|一爭|反撲|挑戰", r"rallied|battled|gamely|fought|challenged"),
-    "eased": ("(?:末段|最後.{0,5}|處|其後)收慢|停止策騎|放棄|停止催策", r"\beased|virtually pulled up|not persevered|allowed to coast"),
-    "erratic": ("斜跑|內閃|外閃|閃縮|直路.{0,8}向(?:內|外)斜", r"\bhung|edged|wandered|green|swerv|carried head|flashed tail|shifted"),
-    "easy": ("輕鬆|從容|悠閒|未受催策|毋須|輕易", r"easily|comfortabl|readily|cosily|unchallenged|in command|not extended|hands and heels"),
+    "eased": (
+        "(?:末段|最後.{0,5}|處|其後)收慢|停止策騎|放棄|停止催策",
+        r"\beased|virtually pulled up|not persevered|allowed to coast",
+    ),
+    "erratic": (
+        "斜跑|內閃|外閃|閃縮|直路.{0,8}向(?:內|外)斜",
+        r"\bhung|edged|wandered|green|swerv|carried head|flashed tail|shifted",
+    ),
+    "easy": (
+        "輕鬆|從容|悠閒|未受催策|毋須|輕易",
+        r"easily|comfortabl|readily|cosily|unchallenged|in command|not extended|hands and heels",
+    ),
     "won": ("勝出|獲勝|報捷|險勝", r"soon clear|led final|held on"),
     "placed": ("亞軍|亞席|季軍|季席|殿軍", r"\b(?:2nd|3rd)"),
-    "close_finish": ("僅敗|短距離|馬頸|馬鼻|馬頭位|險勝|僅負|最為接近", r"just (?:held|failed)|\bneck|\bnose|narrowly|headed (?:close|last|final)"),
+    "close_finish": (
+        "僅敗|短距離|馬頸|馬鼻|馬頭位|險勝|僅負|最為接近",
+        r"just (?:held|failed)|\bneck|\bnose|narrowly|headed (?:close|last|final)",
+    ),
     "passed": ("超越數|超越對手|超越疲", r"passed|past beaten"),
     "blood": ("血", r"\bbled|blood vessel|bleed"),
     "heart": ("心律", r"irregular heart|fibrillat"),
@@ -86,26 +184,62 @@ LEXICON |= {
     "enquired": ("查詢|令人失望|解釋", r"no explanation|disappoint|ran too bad|below form"),
     "reported": ("事件報告", r"stewards|enquiry"),
     "failed_trial": ("難以接受|試閘", r"must trial|unacceptable"),
-}  # fmt: skip
+}
+
 
 def terms(
     comments: pl.Series,  # (n,) text, null where there is none
 ) -> pl.DataFrame:  # (n, terms) bool; null where there is no comment
     "Which terms of the lexicon stand in each comment."
     text = comments.cast(pl.String).str.to_lowercase()
-    return pl.DataFrame({"text": text}).select(pl.col("text").str.contains(f"{zh}|{en}").alias(term) for term, (zh, en) in LEXICON.items())
+    return pl.DataFrame({"text": text}).select(
+        pl.col("text").str.contains(f"{zh}|{en}").alias(term) for term, (zh, en) in LEXICON.items()
+    )
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell009
-TROUBLE = dict(blocked=0.5, hampered=0.4, checked=0.4, slow_start=0.35, unbalanced=0.3, mishap=0.3, wide=0.25, bumped=0.2, lost_ground=0.2, uncovered=0.15)
-EFFORT = dict(strong_finish=1.0, fair_finish=0.5, easy=0.5, kept_on=0.35, rallied=0.3, one_paced=-0.2, eased=-0.3, never_near=-0.6, no_response=-0.6, weakened=-0.7)
+TROUBLE = dict(
+    blocked=0.5,
+    hampered=0.4,
+    checked=0.4,
+    slow_start=0.35,
+    unbalanced=0.3,
+    mishap=0.3,
+    wide=0.25,
+    bumped=0.2,
+    lost_ground=0.2,
+    uncovered=0.15,
+)
+EFFORT = dict(
+    strong_finish=1.0,
+    fair_finish=0.5,
+    easy=0.5,
+    kept_on=0.35,
+    rallied=0.3,
+    one_paced=-0.2,
+    eased=-0.3,
+    never_near=-0.6,
+    no_response=-0.6,
+    weakened=-0.7,
+)
 UNWELL = ("blood", "heart", "lame", "breathing")
 
+
 def _sum(weights: dict[str, float]) -> pl.Expr:
-    return pl.sum_horizontal((pl.col(t).cast(pl.Float64) * w for t, w in weights.items()), ignore_nulls=False)
+    return pl.sum_horizontal(
+        (pl.col(t).cast(pl.Float64) * w for t, w in weights.items()), ignore_nulls=False
+    )
+
 
 def _events() -> dict[str, pl.Expr]:
     "What a comment says, as columns of the history."
-    flags = dict(said_slow="slow_start", said_wide="wide", said_keen="pulled_hard", said_eased="eased", said_checked="checked")
+    flags = dict(
+        said_slow="slow_start",
+        said_wide="wide",
+        said_keen="pulled_hard",
+        said_eased="eased",
+        said_checked="checked",
+    )
     return dict(
         said=pl.when(pl.col("led").is_not_null()).then(1.0),
         said_trouble=_sum(TROUBLE).clip(0, 1),
@@ -114,16 +248,20 @@ def _events() -> dict[str, pl.Expr]:
         **{name: pl.col(term).cast(pl.Float64) for name, term in flags.items()},
     )
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell013
 MIN_PAIRS = 500  # before there are so many, a comment has no score
 RIDGE = 1000.0  # on the weights of terms
 
+
 def _solved(G: np.ndarray, c: np.ndarray, terms: int) -> np.ndarray:
-    "Weights of the terms, the last columns of the normal equations; nan before there is enough to learn from."
+    """Weights of the terms, the last columns of the normal equations; nan before there is enough to
+    learn from."""
     if G[0, 0] < MIN_PAIRS:
         return np.full(terms, np.nan)
     penalty = np.r_[0.0, np.ones(len(c) - terms - 1), np.full(terms, RIDGE)]
     return np.linalg.solve(G + np.diag(penalty), c)[-terms:].round(6)
+
 
 def learn_weights(
     profile: np.ndarray,  # (n, terms) after each start
@@ -143,37 +281,67 @@ def learn_weights(
         G, c = G + Z.T @ Z, c + Z.T @ y[rows]
     return known
 
+
 def _scored(profile: np.ndarray, quarter: np.ndarray, weights: dict[int, np.ndarray]) -> pl.Series:
     "Weights times profile, row by row."
     parts = [(profile[quarter == q] * w).sum(axis=1) for q, w in weights.items()]
     return pl.Series(np.concatenate(parts) if parts else np.zeros(0)).fill_nan(None)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell016
 PRICE_SLOPE = 0.33  # of performance on market_log
 NO_COMMENTS = "no in-running comments in this history: features made from comments are unknown"
 
+
 def _worn(gear: pl.Expr) -> pl.Expr:
     "Codes of the gear that is worn: a dash behind a code says that it was taken off."
-    return gear.str.replace("^none$", "").str.to_uppercase().str.replace_all("[A-Z]+-", "").str.extract_all("[A-Z]+")
+    return (
+        gear.str.replace("^none$", "")
+        .str.to_uppercase()
+        .str.replace_all("[A-Z]+-", "")
+        .str.extract_all("[A-Z]+")
+    )
+
 
 def _gear_steps(today: pl.Expr, before: pl.Expr) -> pl.Expr:
     "Number of codes put on or taken off; null where either is unknown."
     today, before = _worn(today), _worn(before)
     return (today.list.set_symmetric_difference(before)).list.len().cast(pl.Float64)
 
+
 def _learnt(history: pl.DataFrame, found: pl.DataFrame) -> dict[str, pl.Series]:
     "Sentiment and value of the profile after each start."
-    rows = history.select("horse_id").with_row_index("row").select(pl.col("row").cast(pl.Int64).shift(1).over("horse_id").fill_null(-1))
+    rows = (
+        history.select("horse_id")
+        .with_row_index("row")
+        .select(pl.col("row").cast(pl.Int64).shift(1).over("horse_id").fill_null(-1))
+    )
     before, there = rows.to_series().to_numpy(), found["led"].is_not_null().to_numpy()
     before = np.where((before >= 0) & there[before], before, -1)
-    fading = pl.col(found.columns).cast(pl.Float64).ewm_mean(half_life=1, ignore_nulls=True).over("horse_id")
+    fading = (
+        pl.col(found.columns)
+        .cast(pl.Float64)
+        .ewm_mean(half_life=1, ignore_nulls=True)
+        .over("horse_id")
+    )
     profile = found.with_columns(history["horse_id"]).select(fading).fill_null(0.0).to_numpy()
-    y, market = (history[c].cast(pl.Float64).fill_null(np.nan).to_numpy() for c in ("performance", "market_log"))
+    y, market = (
+        history[c].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        for c in ("performance", "market_log")
+    )
     last = np.nan_to_num(np.column_stack([y, market])[before])
-    quarter = history.select(pl.col("date").dt.year() * 4 + pl.col("date").dt.quarter()).to_series().to_numpy()
+    quarter = (
+        history.select(pl.col("date").dt.year() * 4 + pl.col("date").dt.quarter())
+        .to_series()
+        .to_numpy()
+    )
     fits = dict(said_sentiment=last, said_value=market[:, None])
-    scored = {name: _scored(profile, quarter, learn_weights(profile, before, controls, y, quarter)) for name, controls in fits.items()}
+    scored = {
+        name: _scored(profile, quarter, learn_weights(profile, before, controls, y, quarter))
+        for name, controls in fits.items()
+    }
     return {name: s.set(~pl.Series(there), None) for name, s in scored.items()}
+
 
 def remarks(
     history: pl.DataFrame,  # what `outcomes` returned, with `comment` where the source has one
@@ -184,7 +352,11 @@ def remarks(
     if n and not (known := comments.null_count() < n):
         warnings.warn(NO_COMMENTS, stacklevel=2)
     found = terms(comments)
-    learnt = _learnt(history, found) if known else dict.fromkeys(("said_sentiment", "said_value"), pl.lit(None, pl.Float64))
+    learnt = (
+        _learnt(history, found)
+        if known
+        else dict.fromkeys(("said_sentiment", "said_value"), pl.lit(None, pl.Float64))
+    )
     said = found.select(**_events()).with_columns(**learnt)
     beat = pl.col("performance") - PRICE_SLOPE * pl.col("market_log")
     steps = _gear_steps(pl.col("gear"), pl.col("gear").shift(1).over("horse_id"))
@@ -194,64 +366,79 @@ def remarks(
         judged=pl.when(pl.col("beat_price").is_not_null()).then(1.0),
     )
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell020
 def _beat(half_life: float) -> pl.Expr:
     return rate("beat_price", prior=0, strength=12, half_life=half_life)
+
 
 def _fading(seen: str, last: str, half_life: float) -> pl.Expr:
     "A confidence that fades with the days since it was earned."
     return pl.col(seen) * 0.5 ** ((pl.col("day") - pl.col(last)) / half_life)
 
+
 @feature("score", after=JOCKEY, family="semantic", lo=0, hi=1)
 def grok4_jockey_form_score():
-    "Fallback: 1/2 + performance above price of the rides, one counting half after 14 days; worth 12 ordinary rides."
+    """Fallback: 1/2 + performance above price of the rides, one counting half after 14 days; worth
+    12 ordinary rides."""
     return (0.5 + _beat(14)).clip(0, 1)
+
 
 @feature("score", after=JOCKEY, family="semantic", lo=-1, hi=1)
 def grok4_jockey_form_trend():
     "Fallback: the same with a half-life of 14 days less that of 90 days."
     return (_beat(14) - _beat(90)).clip(-1, 1)
 
+
 @memory(JOCKEY, "share")
 def jockey_judged():
     "W / (W + 12), W the weight of the rides that the form score rests on."
     return rate("judged", prior=0, strength=12, half_life=14)
+
 
 @memory(JOCKEY, "days")
 def jockey_last_day():
     "Day of the last ride."
     return pl.col("day")
 
+
 @feature("share", family="semantic", lo=0, hi=1)
 def grok4_jockey_form_confidence():
     "Fallback: W / (W + 12), half after each 14 days without a ride."
     return _fading("jockey_judged", "jockey_last_day", 14)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell021
 @feature("score", after=TRAINER, family="semantic", lo=0, hi=1)
 def grok4_trainer_momentum():
-    "Fallback: 1/2 + performance above price of the runners, one counting half after 28 days; worth 12 ordinary runners."
+    """Fallback: 1/2 + performance above price of the runners, one counting half after 28 days;
+    worth 12 ordinary runners."""
     return (0.5 + _beat(28)).clip(0, 1)
+
 
 @feature("score", after=TRAINER, family="semantic", lo=-1, hi=1)
 def grok4_trainer_momentum_trend():
     "Fallback: the same with a half-life of 28 days less that of 180 days."
     return (_beat(28) - _beat(180)).clip(-1, 1)
 
+
 @memory(TRAINER, "share")
 def trainer_judged():
     "W / (W + 12), W the weight of the runners that the momentum rests on."
     return rate("judged", prior=0, strength=12, half_life=28)
+
 
 @memory(TRAINER, "days")
 def trainer_last_day():
     "Day of the last runner."
     return pl.col("day")
 
+
 @feature("share", family="semantic", lo=0, hi=1)
 def grok4_trainer_momentum_confidence():
     "Fallback: W / (W + 12), half after each 28 days without a runner."
     return _fading("trainer_judged", "trainer_last_day", 28)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell022
 @memory(HORSE)
@@ -259,72 +446,94 @@ def effort_last():
     "Finishing effort of the last start, -1..1."
     return pl.col("said_effort")
 
+
 @memory(HORSE)
 def unwell_last():
     "Was blood, a breathing or heart problem or lameness found after the last start?"
     return pl.col("said_unwell")
+
 
 @memory(HORSE, "share")
 def horse_described():
     "W / (W + 2), W the weight of the starts with a comment, one counting half after 120 days."
     return rate("said", prior=0, strength=2, half_life=120)
 
+
 @feature("score", family="semantic", lo=0, hi=1)
 def grok4_horse_fitness_assessment():
-    "Fallback: 1/2 + last finishing effort / 4 (half after 60 days) - 1/4 if unwell after it - up to 0.15 for an absence of 60 to 180 days."
+    """Fallback: 1/2 + last finishing effort / 4 (half after 60 days) - 1/4 if unwell after it - up
+    to 0.15 for an absence of 60 to 180 days."""
     away = pl.col("day") - pl.col("last_day")
-    return (0.5 + 0.25 * pl.col("effort_last") * 0.5 ** (away / 60) - 0.25 * pl.col("unwell_last") - 0.15 * ((away - 60) / 120).clip(0, 1)).clip(0, 1)
+    return (
+        0.5
+        + 0.25 * pl.col("effort_last") * 0.5 ** (away / 60)
+        - 0.25 * pl.col("unwell_last")
+        - 0.15 * ((away - 60) / 120).clip(0, 1)
+    ).clip(0, 1)
+
 
 @feature("score", after=HORSE, family="semantic", lo=-1, hi=1)
 def grok4_horse_fitness_trend():
     "Fallback: half of finishing effort in the last start less the mean of the last 5."
     return (pl.col("said_effort") - last_n("said_effort", 5)) / 2
 
+
 @feature("share", family="semantic", lo=0, hi=1)
 def grok4_horse_fitness_confidence():
     "Fallback: W / (W + 2) of the starts with a comment, half after each 120 days without a start."
     return _fading("horse_described", "last_day", 120)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell024
 @feature("log lengths", after=HORSE, family="semantic", lo=-3, hi=3)
 def comment_sentiment():
-    "What all comments so far foretell about the next performance, given the last performance and price; weights learnt on earlier quarters."
+    """What all comments so far foretell about the next performance, given the last performance and
+    price; weights learnt on earlier quarters."""
     return pl.col("said_sentiment").forward_fill()
+
 
 @feature("log lengths", after=HORSE, family="semantic", lo=-3, hi=3)
 def comment_value():
     "What all comments so far foretell beyond the next price; weights learnt on earlier quarters."
     return pl.col("said_value").forward_fill()
 
+
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def trouble_in_running_last():
     "How much the last start was spoilt: slow start, bumping, checks, no room, wide without cover …"
     return pl.col("said_trouble")
+
 
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def trouble_in_running_L5():
     "Mean of the same over the last 5 starts."
     return last_n("said_trouble", 5)
 
+
 @feature("log lengths", after=HORSE, family="semantic", lo=0, hi=7)
 def excuse_score():
-    "Trouble times performance below price, mean of the last 3 starts: bad runs that have an excuse."
+    """Trouble times performance below price, mean of the last 3 starts: bad runs that have an
+    excuse."""
     return last_n("said_excuse", 3)
+
 
 @feature("share", after=HORSE, family="semantic", lo=-1, hi=1)
 def finishing_effort_L3():
     "Mean finishing effort of the last 3 starts: from weakened (-1) to finished strongly (1)."
     return last_n("said_effort", 3)
 
+
 @feature("flag", after=HORSE, family="semantic", lo=0, hi=1)
 def eased_last():
     "Was it eased in the last start?"
     return pl.col("said_eased")
 
+
 @feature("flag", after=HORSE, family="semantic", lo=0, hi=1)
 def checked_last():
     "Was it checked in the last start?"
     return pl.col("said_checked")
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell025
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
@@ -332,15 +541,19 @@ def slow_start_rate():
     "Share of starts begun slowly, one counting half after a year; worth 4 starts of 0.07."
     return rate("said_slow", prior=0.07, strength=4, half_life=365)
 
+
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def wide_trip_rate():
     "Share of starts run wide, one counting half after 120 days; worth 3 starts of 0.09."
     return rate("said_wide", prior=0.09, strength=3, half_life=120)
 
+
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def pulled_hard_rate():
-    "Share of starts in which it pulled hard, one counting half after 180 days; worth 4 starts of 0.03."
+    """Share of starts in which it pulled hard, one counting half after 180 days; worth 4 starts of
+    0.03."""
     return rate("said_keen", prior=0.03, strength=4, half_life=180)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell027
 @memory(HORSE)
@@ -348,45 +561,104 @@ def last_gear():
     "Gear codes of the last start."
     return pl.col("gear")
 
+
 @memory(TRAINER, "log lengths")
 def stable_gear_record():
-    "Performance above price of the stable's runners whose gear was changed; worth 20 ordinary runners."
+    """Performance above price of the stable's runners whose gear was changed; worth 20 ordinary
+    runners."""
     return rate("gear_gain", prior=0, strength=20, half_life=365)
+
 
 @feature("codes", family="semantic", lo=0, hi=20)
 def gear_change():
     "Number of gear codes put on or taken off since the last start."
     return _gear_steps(pl.col("gear"), pl.col("last_gear"))
 
+
 @feature("flag", family="semantic", lo=0, hi=1)
 def first_time_gear():
     "Is something worn for the first time (a code marked 1)?"
     return pl.col("gear").str.to_uppercase().str.contains("[A-Z]1").cast(pl.Float64)
 
+
 @feature("codes", family="semantic", lo=0, hi=20)
 def gear_removed():
     "Number of codes worn in the last start and not today."
-    return _worn(pl.col("last_gear")).list.set_difference(_worn(pl.col("gear"))).list.len().cast(pl.Float64)
+    return (
+        _worn(pl.col("last_gear"))
+        .list.set_difference(_worn(pl.col("gear")))
+        .list.len()
+        .cast(pl.Float64)
+    )
+
 
 @feature("log lengths", family="semantic", lo=-5, hi=5)
 def stable_signal():
-    "When gear was changed: what changing gear has brought this stable, in performance above price; otherwise 0."
-    return pl.when(pl.col("gear_change") > 0).then(pl.col("stable_gear_record").fill_null(0.0)).when(pl.col("gear_change") == 0).then(0.0)
+    """When gear was changed: what changing gear has brought this stable, in performance above
+    price; otherwise 0."""
+    return (
+        pl.when(pl.col("gear_change") > 0)
+        .then(pl.col("stable_gear_record").fill_null(0.0))
+        .when(pl.col("gear_change") == 0)
+        .then(0.0)
+    )
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell031
 REPLACED = {  # kind: score, trend, confidence
-    "jockey": ("grok4_jockey_form_score", "grok4_jockey_form_trend", "grok4_jockey_form_confidence"),
-    "trainer": ("grok4_trainer_momentum", "grok4_trainer_momentum_trend", "grok4_trainer_momentum_confidence"),
-    "horse": ("grok4_horse_fitness_assessment", "grok4_horse_fitness_trend", "grok4_horse_fitness_confidence"),
+    "jockey": (
+        "grok4_jockey_form_score",
+        "grok4_jockey_form_trend",
+        "grok4_jockey_form_confidence",
+    ),
+    "trainer": (
+        "grok4_trainer_momentum",
+        "grok4_trainer_momentum_trend",
+        "grok4_trainer_momentum_confidence",
+    ),
+    "horse": (
+        "grok4_horse_fitness_assessment",
+        "grok4_horse_fitness_trend",
+        "grok4_horse_fitness_confidence",
+    ),
 }
 FACTS = {
-    "jockey": ("jockey_win_rate", "jockey_perf_index", "jockey_market_residual", "market_rating_jockey", "perf_rating_jockey"),
-    "trainer": ("trainer_win_rate", "trainer_hot_form", "trainer_market_residual", "market_rating_trainer", "perf_rating_trainer", "stable_signal"),
-    "horse": ("career_starts", "days_since_last", "avg_perf_index_L5", "last_perf_index", "form_trend", "last_margin", "last_market_log", "class_change",
-              "distance_change", "weight_change", "body_weight_change", "rating_change", "trouble_in_running_last", "finishing_effort_L3", "gear_change"),
-}  # fmt: skip
+    "jockey": (
+        "jockey_win_rate",
+        "jockey_perf_index",
+        "jockey_market_residual",
+        "market_rating_jockey",
+        "perf_rating_jockey",
+    ),
+    "trainer": (
+        "trainer_win_rate",
+        "trainer_hot_form",
+        "trainer_market_residual",
+        "market_rating_trainer",
+        "perf_rating_trainer",
+        "stable_signal",
+    ),
+    "horse": (
+        "career_starts",
+        "days_since_last",
+        "avg_perf_index_L5",
+        "last_perf_index",
+        "form_trend",
+        "last_margin",
+        "last_market_log",
+        "class_change",
+        "distance_change",
+        "weight_change",
+        "body_weight_change",
+        "rating_change",
+        "trouble_in_running_last",
+        "finishing_effort_L3",
+        "gear_change",
+    ),
+}
 
 RECENT = ("recent_form", "recent_trend", "recent_weight")
+
 
 def recent_comments(
     starts: pl.DataFrame,  # the wide frame of what is known
@@ -397,8 +669,18 @@ def recent_comments(
     if "comment" not in starts.columns:
         return {}
     past = starts.filter(pl.col("comment").is_not_null()).select("horse_id", "comment", then="date")
-    pairs = card.select("horse_id", "date").unique().join(past, on="horse_id").filter(pl.col("then") < pl.col("date")).sort("then")
-    return {(h, d): c for h, d, c in pairs.group_by("horse_id", "date").agg(pl.col("comment").tail(n)).iter_rows()}
+    pairs = (
+        card.select("horse_id", "date")
+        .unique()
+        .join(past, on="horse_id")
+        .filter(pl.col("then") < pl.col("date"))
+        .sort("then")
+    )
+    return {
+        (h, d): c
+        for h, d, c in pairs.group_by("horse_id", "date").agg(pl.col("comment").tail(n)).iter_rows()
+    }
+
 
 def subjects(
     card: pl.DataFrame,  # runners, as `compute` takes them
@@ -407,20 +689,36 @@ def subjects(
     anonymise: bool = False,  # hide names and dates
 ) -> list[Subject]:
     "The questions worth asking about a card: each jockey, trainer and horse once a day."
-    names = [n for c in ("horse_name", "jockey_name", "trainer_name") for n in card[c].drop_nulls()] if anonymise else []
+    names = (
+        [n for c in ("horse_name", "jockey_name", "trainer_name") for n in card[c].drop_nulls()]
+        if anonymise
+        else []
+    )
     asked = {}
     for runner, row in zip(card.iter_rows(named=True), frame.iter_rows(named=True), strict=True):
         for kind, columns in FACTS.items():
             if runner[f"{kind}_id"] is None:
                 continue
-            recent = zip(RECENT, REPLACED[kind], strict=True)  # what the fallback makes of the latest weeks
-            facts = {name: round(row[c], 4) for name, c in [*recent, *zip(columns, columns, strict=True)] if row.get(c) is not None}
+            recent = zip(
+                RECENT, REPLACED[kind], strict=True
+            )  # what the fallback makes of the latest weeks
+            facts = {
+                name: round(row[c], 4)
+                for name, c in [*recent, *zip(columns, columns, strict=True)]
+                if row.get(c) is not None
+            }
             if kind == "horse":
-                facts["comments"] = [hide(c, names) for c in comments.get((runner["horse_id"], runner["date"]), [])]
+                facts["comments"] = [
+                    hide(c, names) for c in comments.get((runner["horse_id"], runner["date"]), [])
+                ]
             if not anonymise:
                 facts |= {"name": runner[f"{kind}_name"], "date": str(runner["date"])}
-            asked.setdefault((kind, runner[f"{kind}_id"], runner["date"]), Subject(kind, runner[f"{kind}_id"], runner["date"], facts))
+            asked.setdefault(
+                (kind, runner[f"{kind}_id"], runner["date"]),
+                Subject(kind, runner[f"{kind}_id"], runner["date"], facts),
+            )
     return list(asked.values())
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell034
 def fallbacks(
@@ -433,33 +731,55 @@ def fallbacks(
         for kind, columns in REPLACED.items():
             score, trend, confidence = (row[c] for c in columns)
             if runner[f"{kind}_id"] is not None and score is not None:
-                found[kind, runner[f"{kind}_id"]] = Score(score, trend or 0.0, confidence or 0.0, "form lines and comments", "fallback")
+                found[kind, runner[f"{kind}_id"]] = Score(
+                    score, trend or 0.0, confidence or 0.0, "form lines and comments", "fallback"
+                )
     return found
+
 
 def overlay(
     card: pl.DataFrame,
     frame: pl.DataFrame,  # what `compute` made of it, row by row
-    scores: dict[tuple[str, str], Score],  # by (kind, id): what `racing_core.semantic.scorer.lookup` found
+    scores: dict[
+        tuple[str, str], Score
+    ],  # by (kind, id): what `racing_core.semantic.scorer.lookup` found
     settings: Settings,
-) -> pl.DataFrame:  # the frame with scores replaced, and jockey_origin, trainer_origin, horse_origin, era
+) -> (
+    pl.DataFrame
+):  # the frame with scores replaced, and jockey_origin, trainer_origin, horse_origin, era
     "A model's scores over the fallback, and the origin of every value."
     for kind, columns in REPLACED.items():
         known = [scores.get((kind, i)) for i in card[f"{kind}_id"]]
         for column, part in zip(columns, ("score", "trend", "confidence"), strict=True):
             spoken = pl.Series([getattr(s, part) if s else None for s in known], dtype=pl.Float64)
             frame = frame.with_columns(pl.coalesce(spoken, column).alias(column))
-        frame = frame.with_columns(pl.Series(f"{kind}_origin", [s.origin if s else "fallback" for s in known], pl.String))
+        frame = frame.with_columns(
+            pl.Series(f"{kind}_origin", [s.origin if s else "fallback" for s in known], pl.String)
+        )
     return frame.with_columns(pl.Series("era", [era(d, settings) for d in card["date"]], pl.String))
+
 
 def demand_coverage(
     frame: pl.DataFrame,  # training rows, as `overlay` returned them
     least: float = 0.95,  # share of values that must come from a model
     remembered: float = 0.05,  # share of rows that the model may have read the results of
 ) -> None:
-    "Refuse training rows whose scores come from two minds, or from one that may have read the results."
+    """Refuse training rows whose scores come from two minds, or from one that may have read the
+    results."""
     spoken = min((frame[f"{kind}_origin"] != "fallback").mean() or 0.0 for kind in REPLACED)
     doubtful = (frame["era"] != "after_cutoff").mean() or 0.0
     if spoken < least or doubtful > remembered:
-        got = f"{spoken:.0%} scored by a model, {doubtful:.0%} of the races not known to be after its cut-off"
-        do = "train and serve on the fallback, or score the whole training period with a model that cannot have read it"
-        raise BadInput("a model's scores cannot be inputs here", got=got, expected=f"at least {least:.0%} and at most {remembered:.0%}", do=do)
+        got = (
+            f"{spoken:.0%} scored by a model, {doubtful:.0%} of the races not known to be after its"
+            " cut-off"
+        )
+        do = (
+            "train and serve on the fallback, or score the whole training period with a model that"
+            " cannot have read it"
+        )
+        raise BadInput(
+            "a model's scores cannot be inputs here",
+            got=got,
+            expected=f"at least {least:.0%} and at most {remembered:.0%}",
+            do=do,
+        )

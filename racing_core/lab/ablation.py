@@ -24,10 +24,11 @@ from ..odds import has_market
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['BASE', 'ALL', 'Sides', 'sets', 'columns', 'quick', 'ablate']
+__all__ = ["BASE", "ALL", "Sides", "sets", "columns", "quick", "ablate"]
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell005
 BASE, ALL = FAMILIES[0], "all"
+
 
 def sets() -> dict[str, tuple[str, ...]]:  # name to families
     "The base alone and with each other family; all; all but each one."
@@ -35,40 +36,83 @@ def sets() -> dict[str, tuple[str, ...]]:  # name to families
     less = {f"{ALL} − {f}": tuple(g for g in FAMILIES if g != f) for f in FAMILIES}
     return {BASE: (BASE,)} | more | {ALL: FAMILIES} | less
 
+
 def columns(
     families: tuple[str, ...],  # of FAMILIES
 ) -> tuple[str, ...]:  # names of features
     "Columns of these families, in the order of the matrix."
     return tuple(f.name for family in families for f in features(family))
 
+
 # %% ../../nbs/62a_lab.ablation.ipynb #cell008
 def quick() -> Pipeline:
     "An untrained pipeline of linear models."
-    return Pipeline({"conditional_logit": ConditionalLogit(l2=200)}, {"conditional_logit": ConditionalLogit(l2=3000)})
+    return Pipeline(
+        {"conditional_logit": ConditionalLogit(l2=200)},
+        {"conditional_logit": ConditionalLogit(l2=3000)},
+    )
 
-Sides = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per window, (n,) bool: rows to train, to tune, to test on
 
-def _sides(windows: list[Window], win: np.ndarray, odds: np.ndarray, race: np.ndarray, dates: np.ndarray) -> Sides:
+Sides = list[
+    tuple[np.ndarray, np.ndarray, np.ndarray]
+]  # per window, (n,) bool: rows to train, to tune, to test on
+
+
+def _sides(
+    windows: list[Window], win: np.ndarray, odds: np.ndarray, race: np.ndarray, dates: np.ndarray
+) -> Sides:
     "As the backtest has them; without prices on every side there is no market to compare with."
     decided, priced = (np.bincount(race, win) > 0)[race], has_market(odds, race)[race]
     ready = decided & warm(dates, windows[0].tune_from)
     found = [(w.train & ready, w.tune & decided, w.test & decided & priced) for w in windows]
     for window, sides in zip(windows, found, strict=True):
         if not all((rows & priced).any() for rows in sides):
-            expected = "races with a winner and a price for every starter to train, to tune and to test on"
-            raise BadInput("no market to compare with", got=str(window), expected=expected, do="choose other dates")
+            expected = (
+                "races with a winner and a price for every starter to train, to tune and to test on"
+            )
+            raise BadInput(
+                "no market to compare with",
+                got=str(window),
+                expected=expected,
+                do="choose other dates",
+            )
     return found
 
-def _foreseen(X: Matrix, y: Outcomes, odds: np.ndarray, walk: Sides, make: Callable[[], Pipeline]) -> dict[str, np.ndarray]:
+
+def _foreseen(
+    X: Matrix, y: Outcomes, odds: np.ndarray, walk: Sides, make: Callable[[], Pipeline]
+) -> dict[str, np.ndarray]:
     "Probabilities of all test rows, window after window."
-    parts = [make().fit(X, y, odds, train, tune).predict(X.rows(test), odds[test]) for train, tune, test in walk]
-    return {name: np.concatenate([p[name] for p in parts]) for name in ("fundamental", "market", "combined")}
+    parts = [
+        make().fit(X, y, odds, train, tune).predict(X.rows(test), odds[test])
+        for train, tune, test in walk
+    ]
+    return {
+        name: np.concatenate([p[name] for p in parts])
+        for name in ("fundamental", "market", "combined")
+    }
+
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
-def _row(p: dict[str, np.ndarray], full: dict[str, np.ndarray], win: np.ndarray, race: np.ndarray, day: np.ndarray) -> dict[str, float]:
-    pairs = dict(r2=(p["fundamental"], uniform(race)), change=(p["fundamental"], full["fundamental"]), gain=(p["combined"], p["market"]))
+def _row(
+    p: dict[str, np.ndarray],
+    full: dict[str, np.ndarray],
+    win: np.ndarray,
+    race: np.ndarray,
+    day: np.ndarray,
+) -> dict[str, float]:
+    pairs = dict(
+        r2=(p["fundamental"], uniform(race)),
+        change=(p["fundamental"], full["fundamental"]),
+        gain=(p["combined"], p["market"]),
+    )
     found = {name: delta_r2(*pair, win, race, day) for name, pair in pairs.items()}
-    return {f"{name}{end}": x for name, e in found.items() for end, x in zip(("", "_low", "_high"), e, strict=True)}
+    return {
+        f"{name}{end}": x
+        for name, e in found.items()
+        for end, x in zip(("", "_low", "_high"), e, strict=True)
+    }
+
 
 def ablate(
     starts: pl.DataFrame,  # the wide frame of everything known
@@ -90,7 +134,8 @@ def ablate(
     tested = np.any([test for *_, test in walk], axis=0)
     race = np.unique(X.race[tested], return_inverse=True)[1]
     rows = [
-        dict(set=name, features=len(columns(sets()[name])), races=int(race.max()) + 1) | _row(p, found[ALL], y.win[tested], race, dates[tested])
+        dict(set=name, features=len(columns(sets()[name])), races=int(race.max()) + 1)
+        | _row(p, found[ALL], y.win[tested], race, dates[tested])
         for name, p in found.items()
     ]
     progress("done", 1.0)

@@ -30,7 +30,19 @@ from ..pipeline import Pipeline, save_pipeline
 from .targets import SIZES, band, by_odds, ground, slices, success
 
 # %% auto #0
-__all__ = ['Progress', 'TERMS', 'warm', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
+__all__ = [
+    "Progress",
+    "TERMS",
+    "warm",
+    "Backtest",
+    "backtest",
+    "stages",
+    "bankroll",
+    "gain_by_year",
+    "figures",
+    "peak_mb",
+]
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell005
 def warm(
@@ -41,31 +53,59 @@ def warm(
     first = dates.min().astype("datetime64[D]").item()
     return dates >= np.datetime64(first + min(timedelta(365), (before - first) / 3))
 
+
 # %% ../../nbs/62_lab.backtest.ipynb #cell008
 Progress = Callable[[str, float], None]  # step, share done
+
 
 @dataclass(frozen=True)
 class Backtest:
     "What a walk-forward test found."
 
-    predictions: pl.DataFrame  # a row per test starter: keys, date, odds, win, position, market_raw and every probability
+    predictions: (
+        pl.DataFrame
+    )  # a row per test starter: keys, date, odds, win, position, market_raw and every probability
     windows: list[Window]
     pipelines: list[Pipeline]  # one for each window
-    importance: pl.DataFrame  # feature, fundamental, residual: mean |contribution| in the last window
+    importance: (
+        pl.DataFrame
+    )  # feature, fundamental, residual: mean |contribution| in the last window
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     seconds: float
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
     operation: dict[str, float]  # latency_ms, size_mb, training_min: what `success` wants to know
 
+
 def _predict(pipeline: Pipeline, X: Matrix, starts: pl.DataFrame) -> pl.DataFrame:
     odds = starts["odds"].fill_null(np.nan).to_numpy()
     p = pipeline.predict(X, odds if pipeline.residual else None)
-    keys = starts.select("race_id", "runner_no", "date", "jurisdiction", "course", "race_type", "surface", "going", "n_starters", "horse_name", "odds", "true_p")
-    return keys.with_columns(win=st.winners(starts), position=st.positions(starts), market_raw=implied(odds, X.race)).with_columns(pl.Series(k, v) for k, v in p.items())
+    keys = starts.select(
+        "race_id",
+        "runner_no",
+        "date",
+        "jurisdiction",
+        "course",
+        "race_type",
+        "surface",
+        "going",
+        "n_starters",
+        "horse_name",
+        "odds",
+        "true_p",
+    )
+    return keys.with_columns(
+        win=st.winners(starts), position=st.positions(starts), market_raw=implied(odds, X.race)
+    ).with_columns(pl.Series(k, v) for k, v in p.items())
+
 
 def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
-    parts = {s: np.abs(pipeline.contributions(X, s)).mean(axis=0) for s in ("fundamental", "residual") if s == "fundamental" or pipeline.residual}
+    parts = {
+        s: np.abs(pipeline.contributions(X, s)).mean(axis=0)
+        for s in ("fundamental", "residual")
+        if s == "fundamental" or pipeline.residual
+    }
     return pl.DataFrame({"feature": pipeline.columns, **parts}).sort("fundamental", descending=True)
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
 def _comparable(starts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +114,7 @@ def _comparable(starts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     decided = np.bincount(race, st.winners(starts)) > 0
     priced = has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
     return decided[race], priced[race]
+
 
 def backtest(
     starts: pl.DataFrame,  # the wide frame of everything known
@@ -93,23 +134,47 @@ def backtest(
     decided, priced = _comparable(starts)
     ready, pipelines, parts = decided & warm(dates, windows[0].tune_from), [], []
     for i, window in enumerate(windows):
+
         def told(step: str, i: int = i, window: Window = window) -> None:
             progress(f"{window.test_from.year}: {step}", (i + 0.5) / len(windows))
 
         pipelines.append(make().fit(X, y, odds, window.train & ready, window.tune & decided, told))
         test = window.test & decided & priced
         if not test.any():
-            raise BadInput("no test race has a winner and a price for every starter", got=str(window), expected="closing odds", do="choose other dates")
+            raise BadInput(
+                "no test race has a winner and a price for every starter",
+                got=str(window),
+                expected="closing odds",
+                do="choose other dates",
+            )
         parts.append(_predict(pipelines[-1], X.rows(test), starts.filter(test)))
     in_test = np.any([w.test for w in windows], axis=0)
-    left_out = {reason: starts.filter(in_test & mask)["race_id"].n_unique() for reason, mask in (("no winner", ~decided), ("not fully priced", decided & ~priced))}
+    left_out = {
+        reason: starts.filter(in_test & mask)["race_id"].n_unique()
+        for reason, mask in (("no winner", ~decided), ("not fully priced", decided & ~priced))
+    }
     progress("done", 1.0)
     last, seconds = X.rows(windows[-1].test & decided & priced), time.perf_counter() - began
-    use = _operation(pipelines[-1], last, odds[windows[-1].test & decided & priced]) | dict(training_min=seconds / 60)
-    return Backtest(pl.concat(parts), windows, pipelines, _importance(pipelines[-1], X.rows(windows[-1].test)), left_out, seconds, alarms(frame, starts), use)
+    use = _operation(pipelines[-1], last, odds[windows[-1].test & decided & priced]) | dict(
+        training_min=seconds / 60
+    )
+    return Backtest(
+        pl.concat(parts),
+        windows,
+        pipelines,
+        _importance(pipelines[-1], X.rows(windows[-1].test)),
+        left_out,
+        seconds,
+        alarms(frame, starts),
+        use,
+    )
 
-def _operation(pipeline: Pipeline, X: Matrix, odds: np.ndarray, cards: int = 40) -> dict[str, float]:
-    "Milliseconds that 95% of cards stay below, from features to probabilities, and MB of the pipeline on disk."
+
+def _operation(
+    pipeline: Pipeline, X: Matrix, odds: np.ndarray, cards: int = 40
+) -> dict[str, float]:
+    """Milliseconds that 95% of cards stay below, from features to probabilities, and MB of the
+    pipeline on disk."""
     took = []
     for k in range(min(cards, X.race[-1] + 1)):
         card, price = X.rows(X.race == k), odds[X.race == k]
@@ -121,48 +186,106 @@ def _operation(pipeline: Pipeline, X: Matrix, odds: np.ndarray, cards: int = 40)
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     return dict(latency_ms=float(np.quantile(took, 0.95)), size_mb=size / 1e6)
 
+
 # %% ../../nbs/62_lab.backtest.ipynb #cell011
 def stages(
     predictions: pl.DataFrame,  # of a Backtest
-) -> dict[str, np.ndarray]:  # name to (n,) probabilities: the market, every model, and the oracle where there is one
+) -> dict[
+    str, np.ndarray
+]:  # name to (n,) probabilities: the market, every model, and the oracle where there is one
     "All sets of probabilities there are, by name."
-    known = ["market_raw", "market", "conditional_logit", "lightgbm_lambdarank", "lightgbm_softmax", "fundamental", "blend", "combined"]
+    known = [
+        "market_raw",
+        "market",
+        "conditional_logit",
+        "lightgbm_lambdarank",
+        "lightgbm_softmax",
+        "fundamental",
+        "blend",
+        "combined",
+    ]
     found = {name: predictions[name].to_numpy() for name in known if name in predictions.columns}
-    renamed = {{"market_raw": "market", "market": "market_recalibrated"}.get(k, k): p for k, p in found.items()}
-    return renamed | ({} if predictions["true_p"].null_count() else {"oracle": predictions["true_p"].to_numpy()})
+    renamed = {
+        {"market_raw": "market", "market": "market_recalibrated"}.get(k, k): p
+        for k, p in found.items()
+    }
+    return renamed | (
+        {} if predictions["true_p"].null_count() else {"oracle": predictions["true_p"].to_numpy()}
+    )
+
 
 TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(0.02)))
+
 
 def bankroll(
     predictions: pl.DataFrame,  # of a Backtest
     probability: str = "combined",  # column to bet on
 ) -> pl.DataFrame:  # a row per race day
-    "A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the closing price that was chosen at."
+    """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the
+    closing price that was chosen at."""
     return betting.run(*_bets(predictions, probability), **TERMS)
+
 
 def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
     "Chances, prices, winners, races and days, as `betting.backtest` takes them."
-    return p[probability].to_numpy(), p["odds"].to_numpy(), p["win"].to_numpy(), st.race_codes(p), p["date"].to_numpy()
+    return (
+        p[probability].to_numpy(),
+        p["odds"].to_numpy(),
+        p["win"].to_numpy(),
+        st.race_codes(p),
+        p["date"].to_numpy(),
+    )
+
 
 def _placebo(p: pl.DataFrame) -> dict:
-    "The same bets where nothing can be won: on the market's own chances, and on winners drawn from them."
+    """The same bets where nothing can be won: on the market's own chances, and on winners drawn
+    from them."""
     worlds = betting.placebos(*_bets(p), **TERMS)
     drawn = worlds.filter(world="drawn from the market")["roi"].drop_nulls()
-    spread = dict(drawn_roi=drawn.mean(), drawn_roi_range=[drawn.min(), drawn.max()]) if len(drawn) else dict(drawn_roi=None, drawn_roi_range=None)
-    return dict(own_bets=worlds.filter(world="the market's own chances")["bets"].item(), draws=len(drawn)) | spread
+    spread = (
+        dict(drawn_roi=drawn.mean(), drawn_roi_range=[drawn.min(), drawn.max()])
+        if len(drawn)
+        else dict(drawn_roi=None, drawn_roi_range=None)
+    )
+    return (
+        dict(
+            own_bets=worlds.filter(world="the market's own chances")["bets"].item(),
+            draws=len(drawn),
+        )
+        | spread
+    )
+
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
 ) -> pl.DataFrame:  # year, races, delta_r2, low, high
     "ΔR² of the combined probabilities over the recalibrated market, year by year."
     rows = []
-    for (year,), part in predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True):
+    for (year,), part in predictions.group_by(
+        predictions["date"].dt.year().alias("year"), maintain_order=True
+    ):
         gain = _gain(part)
-        rows.append(dict(year=year, races=part["race_id"].n_unique(), delta_r2=gain.value, low=gain.low, high=gain.high))
+        rows.append(
+            dict(
+                year=year,
+                races=part["race_id"].n_unique(),
+                delta_r2=gain.value,
+                low=gain.low,
+                high=gain.high,
+            )
+        )
     return pl.DataFrame(rows)
 
+
 def _gain(p: pl.DataFrame):
-    return delta_r2(p["combined"].to_numpy(), p["market"].to_numpy(), p["win"].to_numpy(), st.race_codes(p), p["date"].to_numpy())
+    return delta_r2(
+        p["combined"].to_numpy(),
+        p["market"].to_numpy(),
+        p["win"].to_numpy(),
+        st.race_codes(p),
+        p["date"].to_numpy(),
+    )
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell012
 def figures(
@@ -174,33 +297,95 @@ def figures(
     win, position, day, odds = (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
     boards = {name: summary(q, win, position, race, day) for name, q in stages(p).items()}
     gain, everything = _gain(p), betting.bet_everything(odds, win, race)
-    beyond = {"beyond_oracle": delta_r2(p["combined"].to_numpy(), p["true_p"].to_numpy(), win, race, day).low} if "oracle" in boards else {}
-    wires = tripwires(boards["combined"], everything, 1 - 1 / float(overround(odds, race).mean()), gain.value, beyond | found.alarms)
+    beyond = (
+        {
+            "beyond_oracle": (
+                delta_r2(p["combined"].to_numpy(), p["true_p"].to_numpy(), win, race, day).low
+            )
+        }
+        if "oracle" in boards
+        else {}
+    )
+    wires = tripwires(
+        boards["combined"],
+        everything,
+        1 - 1 / float(overround(odds, race).mean()),
+        gain.value,
+        beyond | found.alarms,
+    )
     result = dict(
-        races=boards["market"]["races"], starters=boards["market"]["starters"], left_out=found.left_out,
-        test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), windows=[str(w) for w in found.windows],
-        uniform_logloss=uniform_logloss(race), **boards, delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high],
-        market_power=[w.power for w in found.pipelines], weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
-        bet_everything=everything, bankroll=betting.figures(bankroll(p)), placebo=_placebo(p), test_looks=test_looks, tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]], seconds=round(found.seconds, 1), peak_mb=round(peak_mb()),
-    )  # fmt: skip
-    return result | _asked(p, boards, result["bankroll"], found.operation) | (_attained(boards) if "oracle" in boards else {})
+        races=boards["market"]["races"],
+        starters=boards["market"]["starters"],
+        left_out=found.left_out,
+        test_from=str(found.windows[0].test_from),
+        test_to=str(found.windows[-1].test_to),
+        windows=[str(w) for w in found.windows],
+        uniform_logloss=uniform_logloss(race),
+        **boards,
+        delta_r2=gain.value,
+        delta_r2_ci=[gain.low, gain.high],
+        market_power=[w.power for w in found.pipelines],
+        weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
+        bet_everything=everything,
+        bankroll=betting.figures(bankroll(p)),
+        placebo=_placebo(p),
+        test_looks=test_looks,
+        tripwires=wires,
+        tripped=[w["name"] for w in wires if w["tripped"]],
+        seconds=round(found.seconds, 1),
+        peak_mb=round(peak_mb()),
+    )
+    return (
+        result
+        | _asked(p, boards, result["bankroll"], found.operation)
+        | (_attained(boards) if "oracle" in boards else {})
+    )
+
 
 def _asked(p: pl.DataFrame, boards: dict, money: dict, operation: dict) -> dict:
     "The specification's targets, and the gain slice by slice."
-    race, (win, position, day, odds) = st.race_codes(p), (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
-    named = dict(model=boards["combined"], market=boards["market"], oracle=boards.get("oracle"), uniform=summary(uniform(race), win, position, race, day))
-    labels = {by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy() for by in ("jurisdiction", "surface", "race_type")}
+    race, (win, position, day, odds) = (
+        st.race_codes(p),
+        (p[c].to_numpy() for c in ("win", "position", "date", "odds")),
+    )
+    named = dict(
+        model=boards["combined"],
+        market=boards["market"],
+        oracle=boards.get("oracle"),
+        uniform=summary(uniform(race), win, position, race, day),
+    )
+    labels = {
+        by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy()
+        for by in ("jurisdiction", "surface", "race_type")
+    }
     mine, theirs = p["combined"].to_numpy(), p["market"].to_numpy()
-    races, hidden = slices(mine, theirs, win, race, day, labels | {"going": ground(p["going"]), "field size": band(p["n_starters"].to_numpy(), SIZES)})
+    races, hidden = slices(
+        mine,
+        theirs,
+        win,
+        race,
+        day,
+        labels
+        | {
+            "going": ground(p["going"]),
+            "field size": band(p["n_starters"].to_numpy(), SIZES),
+        },
+    )
     bands, few = by_odds(mine, theirs, win, odds, day)
-    return dict(targets=success(named, brier(0 * win, win), money, operation), slices=dict(total=int(race[-1]) + 1, races=races, hidden=hidden, odds=bands, odds_hidden=few))
+    return dict(
+        targets=success(named, brier(0 * win, win), money, operation),
+        slices=dict(
+            total=int(race[-1]) + 1, races=races, hidden=hidden, odds=bands, odds_hidden=few
+        ),
+    )
+
 
 def _attained(boards: dict) -> dict:
     "Shares of what perfect knowledge would reach; known in the simulator only."
     best, market = boards["oracle"]["r2"], boards["market_recalibrated"]["r2"]
     shares = {name: boards[name]["r2"] / best for name in ("market", "fundamental", "combined")}
     return dict(share_of_attainable=shares, attainable_delta_r2=best - market)
+
 
 def peak_mb() -> float:
     "Largest memory this process has held, in MB."

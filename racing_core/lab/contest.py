@@ -35,10 +35,11 @@ from ..pipeline import PLACES, Pipeline
 from ..stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ['GROUPS', 'beyond', 'Entries', 'Races', 'Contest', 'contest', 'figures']
+__all__ = ["GROUPS", "beyond", "Entries", "Races", "Contest", "contest", "figures"]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
+
 
 def beyond() -> dict[str, Model]:
     "Models outside the zoo; the network where torch is installed."
@@ -48,6 +49,7 @@ def beyond() -> dict[str, Model]:
         "softmax_trees": SoftmaxTrees(),
         "exploded_trees": SoftmaxTrees(weights=PLACES),
     } | ({"plackett_luce_net": PlackettLuceNet(weights=PLACES)} if find_spec("torch") else {})
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -63,6 +65,7 @@ class Entries:
     def models(self) -> dict[str, Callable[[], Model]]:
         "Makers of all of them."
         return {name: (lambda m=m: deepcopy(m)) for name, m in (self.zoo | self.beyond).items()}
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
@@ -82,16 +85,32 @@ class Races:
         parts = (a[mask] for a in (self.odds, self.dates, self.past, self.later, self.test))
         return Races(self.X.rows(mask), self.y.rows(mask), *parts)
 
-def _scored(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[Scores, Scores]:
+
+def _scored(
+    r: Races, entries: Entries, cache: Path | None, progress: Progress
+) -> tuple[Scores, Scores]:
     "Scores of the past out of fold, and of the test window."
     P = r.rows(r.past)
     folds = folds_of(P.dates, P.X.race, entries.folds, entries.kind)
-    oof = out_of_fold(entries.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done))
-    final = out_of_fold(entries.models, r.X, r.y, [(r.past, r.test)], cache, lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done))
+    oof = out_of_fold(
+        entries.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done)
+    )
+    final = out_of_fold(
+        entries.models,
+        r.X,
+        r.y,
+        [(r.past, r.test)],
+        cache,
+        lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done),
+    )
     return oof, final
 
-def _opinions(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
-    "Name to log-probabilities of the past that was scored and of the test window; that past; what else is worth telling."
+
+def _opinions(
+    r: Races, entries: Entries, cache: Path | None, progress: Progress
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
+    """Name to log-probabilities of the past that was scored and of the test window; that past; what
+    else is worth telling."""
     oof, final = _scored(r, entries, cache, progress)
     K = r.rows(r.past).rows(oof.known)
     U, V, T = oof.values[oof.known], final.values[r.test], r.rows(r.test)
@@ -101,7 +120,11 @@ def _opinions(r: Races, entries: Entries, cache: Path | None, progress: Progress
         found[name] = (scale * U[:, j], scale * V[:, j])
     eight = [j for j, n in enumerate(oof.names) if n in entries.zoo]
     size = U.std(axis=0)
-    combos = dict(average=np.isin(np.arange(len(size)), eight) / size, weighted_zoo=np.zeros(len(size)), weighted_all=weighted(U, K.y, K.X.race))
+    combos = dict(
+        average=np.isin(np.arange(len(size)), eight) / size,
+        weighted_zoo=np.zeros(len(size)),
+        weighted_all=weighted(U, K.y, K.X.race),
+    )
     combos["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.X.race)
     for name, w in combos.items():
         scale = likelihood_weights((U @ w)[:, None], K.y.win, K.X.race)[0]
@@ -109,11 +132,21 @@ def _opinions(r: Races, entries: Entries, cache: Path | None, progress: Progress
     stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, K.later)
     past, test = (stack.predict(s[:, eight], x) for s, x in ((U, K.X), (V, T.X)))
     found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
-    told = dict(seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names}, bytes=final.sizes,
-                weights={"weighted_zoo": dict(zip(entries.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)),
-                         "weighted_all": dict(zip(oof.names, combos["weighted_all"].round(4).tolist(), strict=True))},
-                features=list(stack.meta.columns))  # fmt: skip
+    told = dict(
+        seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names},
+        bytes=final.sizes,
+        weights={
+            "weighted_zoo": dict(
+                zip(entries.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)
+            ),
+            "weighted_all": dict(
+                zip(oof.names, combos["weighted_all"].round(4).tolist(), strict=True)
+            ),
+        },
+        features=list(stack.meta.columns),
+    )
     return found, K, told
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
 def _best_single(found: dict, K: Races, names: list[str]) -> str:
@@ -122,35 +155,55 @@ def _best_single(found: dict, K: Races, names: list[str]) -> str:
     loss = {n: -(own.y.win @ np.log(softmax(found[n][0][K.later], own.X.race))) for n in names}
     return min(loss, key=loss.get)
 
-def _with_market(u: np.ndarray, v: np.ndarray, K: Races, T: Races, power: float) -> np.ndarray:  # (test rows,) probabilities
+
+def _with_market(
+    u: np.ndarray, v: np.ndarray, K: Races, T: Races, power: float
+) -> np.ndarray:  # (test rows,) probabilities
     "An opinion mixed with the price by weights of the tuning year."
     rows = K.later & has_market(K.odds, K.X.race)[K.X.race]
     own = K.rows(rows)
-    w = likelihood_weights(np.stack([market_utility(own.odds, own.X.race, power), u[rows]], axis=1), own.y.win, own.X.race)
+    w = likelihood_weights(
+        np.stack([market_utility(own.odds, own.X.race, power), u[rows]], axis=1),
+        own.y.win,
+        own.X.race,
+    )
     return softmax(np.stack([market_utility(T.odds, T.X.race, power), v], axis=1) @ w, T.X.race)
 
-def _window(r: Races, entries: Entries, cache: Path | None, progress: Progress) -> tuple[dict[str, np.ndarray], dict]:
+
+def _window(
+    r: Races, entries: Entries, cache: Path | None, progress: Progress
+) -> tuple[dict[str, np.ndarray], dict]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
     found, K, told = _opinions(r, entries, cache, progress)
     T = r.rows(r.test)
     progress("best predictor", 0.96)
     best = entries.make().fit(r.X, r.y, r.odds, r.past & ~r.later, r.later)
     p = best.predict(T.X, T.odds)
-    found["single_best"] = found[told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))]
+    found["single_best"] = found[
+        told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))
+    ]
     probabilities = {"market_raw": implied(T.odds, T.X.race), "market": p["market"]}
     for name, (u, v) in found.items():
-        probabilities |= {name: softmax(v, T.X.race), f"{name} + price": _with_market(u, v, K, T, best.power)}
+        probabilities |= {
+            name: softmax(v, T.X.race),
+            f"{name} + price": _with_market(u, v, K, T, best.power),
+        }
     rows = K.later
     own = K.rows(rows)
-    told["calibration"] = choose(softmax(found["stage_2b"][0][rows], own.X.race), own.y.win, own.X.race, own.dates).name
+    told["calibration"] = choose(
+        softmax(found["stage_2b"][0][rows], own.X.race), own.y.win, own.X.race, own.dates
+    ).name
     return probabilities | {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}, told
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
 @dataclass(frozen=True)
 class Contest:
     "What came out."
 
-    predictions: pl.DataFrame  # a row per test starter: keys, date, odds, win, position and the probabilities of all
+    predictions: (
+        pl.DataFrame
+    )  # a row per test starter: keys, date, odds, win, position and the probabilities of all
     windows: list[Window]
     told: list[dict]  # per window: seconds, bytes, weights, features, single_best, calibration
     seconds: float
@@ -158,9 +211,19 @@ class Contest:
     folds: str  # which folds
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
 
+
 def _groups(entries: Entries) -> dict[str, str]:
-    ensembles = dict.fromkeys(("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble") | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
-    return {"market_raw": "market", "market": "market"} | dict.fromkeys(entries.zoo, "zoo") | dict.fromkeys(entries.beyond, "beyond") | ensembles | {"pipeline": "best"}
+    ensembles = dict.fromkeys(
+        ("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble"
+    ) | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
+    return (
+        {"market_raw": "market", "market": "market"}
+        | dict.fromkeys(entries.zoo, "zoo")
+        | dict.fromkeys(entries.beyond, "beyond")
+        | ensembles
+        | {"pipeline": "best"}
+    )
+
 
 def contest(
     starts: pl.DataFrame,  # the wide frame of everything known
@@ -182,15 +245,40 @@ def contest(
     for i, w in enumerate(windows):
         later, test = w.tune & decided, w.test & decided & priced
         if not (test.any() and (later & priced).any()):
-            raise BadInput("no market to compare with", got=str(w), expected="priced races to tune and to test on", do="choose other dates")
+            raise BadInput(
+                "no market to compare with",
+                got=str(w),
+                expected="priced races to tune and to test on",
+                do="choose other dates",
+            )
         used = (w.train & ready) | later | test
         r = Races(X, y, odds, dates, (w.train & ready) | later, later, test).rows(used)
-        p, more = _window(r, entries, cache, lambda step, done, i=i, w=w: progress(f"{w.test_from.year}: {step}", (i + done) / len(windows)))
-        keys = starts.filter(test).select("race_id", "runner_no", "date", "odds", "true_p").with_columns(win=y.win[test], position=y.position[test])
+        p, more = _window(
+            r,
+            entries,
+            cache,
+            lambda step, done, i=i, w=w: progress(
+                f"{w.test_from.year}: {step}", (i + done) / len(windows)
+            ),
+        )
+        keys = (
+            starts.filter(test)
+            .select("race_id", "runner_no", "date", "odds", "true_p")
+            .with_columns(win=y.win[test], position=y.position[test])
+        )
         parts.append(keys.with_columns(pl.Series(k, v) for k, v in p.items()))
         told.append(more)
     kind = "walk forward" if entries.kind == "walk_forward" else FUTURE
-    return Contest(pl.concat(parts), windows, told, time.perf_counter() - began, _groups(entries), f"{entries.folds} folds, {kind}", alarms(frame, starts))
+    return Contest(
+        pl.concat(parts),
+        windows,
+        told,
+        time.perf_counter() - began,
+        _groups(entries),
+        f"{entries.folds} folds, {kind}",
+        alarms(frame, starts),
+    )
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
 def figures(
@@ -205,17 +293,48 @@ def figures(
     for name, group in (found.groups | ({"oracle": "oracle"} if known else {})).items():
         q = p[name].to_numpy()
         s = summary(q, win, position, race, day)
-        gain = delta_r2(p[f"{name} + price"].to_numpy(), p["market"].to_numpy(), win, race, day) if f"{name} + price" in p.columns else None
+        gain = (
+            delta_r2(p[f"{name} + price"].to_numpy(), p["market"].to_numpy(), win, race, day)
+            if f"{name} + price" in p.columns
+            else None
+        )
         more = dict(delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high]) if gain else {}
-        cost = {k: sum(t[k].get(name, 0) for t in found.told) for k in ("seconds", "bytes")} if group in ("zoo", "beyond") else {}
-        rows.append(dict(name=name, group=group) | {k: s[k] for k in ("r2", "r2_ci", "logloss", "top1", "brier", "ece")} | dict(ndcg4=s["ndcg"]["linear@4"]) | more | cost)
+        cost = (
+            {k: sum(t[k].get(name, 0) for t in found.told) for k in ("seconds", "bytes")}
+            if group in ("zoo", "beyond")
+            else {}
+        )
+        rows.append(
+            dict(name=name, group=group)
+            | {k: s[k] for k in ("r2", "r2_ci", "logloss", "top1", "brier", "ece")}
+            | dict(ndcg4=s["ndcg"]["linear@4"])
+            | more
+            | cost
+        )
     best = next(r for r in rows if r["group"] == "best")
     priced = p["pipeline + price"].to_numpy()
-    beyond = {"beyond_oracle": delta_r2(priced, p["oracle"].to_numpy(), win, race, day).low} if known else {}
-    wires = tripwires(summary(priced, win, position, race, day), delta_r2=best["delta_r2"], more=beyond | found.alarms)
+    beyond = (
+        {"beyond_oracle": delta_r2(priced, p["oracle"].to_numpy(), win, race, day).low}
+        if known
+        else {}
+    )
+    wires = tripwires(
+        summary(priced, win, position, race, day),
+        delta_r2=best["delta_r2"],
+        more=beyond | found.alarms,
+    )
     return dict(
-        races=int(race[-1]) + 1, starters=len(p), test_from=str(found.windows[0].test_from), test_to=str(found.windows[-1].test_to), test_looks=test_looks,
-        folds=found.folds, contestants=rows, told=found.told, seconds=round(found.seconds, 1), peak_mb=round(peak_mb()), tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]], **({"oracle": rows[-1]} if known else {}),
-    )  # fmt: skip
-
+        races=int(race[-1]) + 1,
+        starters=len(p),
+        test_from=str(found.windows[0].test_from),
+        test_to=str(found.windows[-1].test_to),
+        test_looks=test_looks,
+        folds=found.folds,
+        contestants=rows,
+        told=found.told,
+        seconds=round(found.seconds, 1),
+        peak_mb=round(peak_mb()),
+        tripwires=wires,
+        tripped=[w["name"] for w in wires if w["tripped"]],
+        **({"oracle": rows[-1]} if known else {}),
+    )

@@ -26,7 +26,8 @@ from ..config import write_whole
 from ..errors import BadInput, RacingError
 
 # %% auto #0
-__all__ = ['Progress', 'tell', 'execute', 'keep', 'versions']
+__all__ = ["Progress", "tell", "execute", "keep", "versions"]
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -34,16 +35,28 @@ def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, A
     from papermill import inspect_notebook
 
     if not notebook.is_file():
-        raise BadInput("no such notebook", got=str(notebook), expected="a parameterised notebook", do="run it from a clone of the repository")
+        raise BadInput(
+            "no such notebook",
+            got=str(notebook),
+            expected="a parameterised notebook",
+            do="run it from a clone of the repository",
+        )
     known = inspect_notebook(str(notebook))
     if unknown := sorted(set(parameters) - set(known)):
-        raise BadInput("unknown parameters", got=", ".join(unknown), expected=", ".join(known), where=notebook.name)
+        raise BadInput(
+            "unknown parameters",
+            got=", ".join(unknown),
+            expected=", ".join(known),
+            where=notebook.name,
+        )
     given = {k: str(v) if isinstance(v, Path | date) else v for k, v in parameters.items()}
     return ({"out": str(out)} if "out" in known else {}) | given
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell007
 Progress = Callable[[str, float], None]  # step, share done
 _TOLD = re.compile(r"^… (.+) \((\d+)%\)$")
+
 
 def tell(
     step: str,  # what is being done
@@ -52,15 +65,21 @@ def tell(
     "Say from inside a notebook how far it is."
     print(f"… {step} ({round(100 * done)}%)", file=sys.stderr, flush=True)
 
+
 class _Bar:
     "Cells done and what is told in them, as one share; cells tagged `long` count for thirty."
 
     def __init__(self, nb: Any, progress: Progress):
-        self.weights = np.array([30 if "long" in c.metadata.get("tags", []) else 1 for c in nb.cells])
+        self.weights = np.array(
+            [30 if "long" in c.metadata.get("tags", []) else 1 for c in nb.cells]
+        )
         self.begins, self.progress, self.cell = np.cumsum(self.weights) - self.weights, progress, 0
 
     def say(self, step: str, done: float) -> None:
-        self.progress(step, float((self.begins[self.cell] + done * self.weights[self.cell]) / self.weights.sum()))
+        self.progress(
+            step,
+            float((self.begins[self.cell] + done * self.weights[self.cell]) / self.weights.sum()),
+        )
 
     def start(self, cell: Any, cell_index: int, **_: Any) -> None:
         self.cell = cell_index
@@ -73,8 +92,16 @@ class _Bar:
 
     def flush(self) -> None: ...
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
-def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Progress, start_timeout: float, timeout: float) -> None:
+def _run(
+    notebook: Path,
+    parameters: dict[str, Any],
+    draft: Path,
+    progress: Progress,
+    start_timeout: float,
+    timeout: float,
+) -> None:
     "Execute a notebook in this interpreter and leave it with its outputs in `draft`."
     import papermill
     from ipykernel.kernelspec import get_kernel_dict
@@ -85,7 +112,9 @@ def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Prog
     from zmq import has
 
     class ThisInterpreter(AsyncKernelManager):
-        transport_encryption = "auto" if has("curve") else "disabled"  # the machine may have other users
+        transport_encryption = (
+            "auto" if has("curve") else "disabled"
+        )  # the machine may have other users
 
         @property
         def kernel_spec(self) -> KernelSpec:
@@ -95,16 +124,30 @@ def _run(notebook: Path, parameters: dict[str, Any], draft: Path, progress: Prog
     nb = parameterize_notebook(nb, parameters) if parameters else nb
     bar = _Bar(nb, progress)
     papermill.execute_notebook(
-        nb, draft, progress_bar=False, start_timeout=start_timeout, kernel_manager_class=ThisInterpreter, shutdown_kernel="immediate", stderr_file=bar,
-        on_cell_start=bar.start, timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
-    )  # fmt: skip
+        nb,
+        draft,
+        progress_bar=False,
+        start_timeout=start_timeout,
+        kernel_manager_class=ThisInterpreter,
+        shutdown_kernel="immediate",
+        stderr_file=bar,
+        on_cell_start=bar.start,
+        timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
+    )
+
 
 def _complaint(name: str, text: str, where: str, log: Path) -> RacingError:
     "The error of a cell: ours as it was, any other wrapped."
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, RacingError):
         return kind(text)
-    return RacingError("the notebook failed", got=f"{name}: {text}" if text else name, where=where, do=f"its outputs up to there are in {log}")
+    return RacingError(
+        "the notebook failed",
+        got=f"{name}: {text}" if text else name,
+        where=where,
+        do=f"its outputs up to there are in {log}",
+    )
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell011
 def execute(
@@ -115,7 +158,8 @@ def execute(
     start_timeout: float = 120,  # seconds a kernel may take to start
     timeout: float = 7200,  # seconds the whole run may take
 ) -> Path:  # the executed notebook
-    "Run a notebook; if it fails, what there is of it is kept, and the failing cell's complaint is raised."
+    """Run a notebook; if it fails, what there is of it is kept, and the failing cell's complaint is
+    raised."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -128,13 +172,19 @@ def execute(
     except PapermillExecutionError as e:
         fault = _complaint(e.ename, e.evalue, f"In [{e.exec_count}] of {notebook.name}", log)
     except (CellTimeoutError, DeadKernelError, RuntimeError) as e:
-        fault = RacingError("the report did not finish", got=str(e).splitlines()[0], expected=f"an end within {timeout:g} s", where=notebook.name)
+        fault = RacingError(
+            "the report did not finish",
+            got=str(e).splitlines()[0],
+            expected=f"an end within {timeout:g} s",
+            where=notebook.name,
+        )
     if draft.is_file():
         os.replace(draft, log)
     if fault:
         raise fault
     progress("report", 1.0)
     return log
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
 def _plain(x: Any) -> Any:
@@ -146,6 +196,7 @@ def _plain(x: Any) -> Any:
     x = x.item() if isinstance(x, np.generic) else x
     return None if isinstance(x, float) and not np.isfinite(x) else x
 
+
 def keep(
     out: Path | str,  # folder of the run
     figures: dict,  # what was found
@@ -153,11 +204,14 @@ def keep(
 ) -> list[Path]:  # result.json, predictions.parquet
     "Write figures and predictions, each file in one step."
     out = Path(out)
-    result = write_whole(out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False))
+    result = write_whole(
+        out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False)
+    )
     draft = out / f".{uuid4().hex[:8]}.parquet"
     predictions.write_parquet(draft)
     os.replace(draft, out / "predictions.parquet")
     return [result, out / "predictions.parquet"]
+
 
 def versions(
     *packages: str,  # names of distributions

@@ -16,8 +16,24 @@ from ..metrics import bootstrap_ratio, by_race, delta_r2, mcfadden_r2
 from ..schema import WETNESS
 
 # %% auto #0
-__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'WET', 'ODDS', 'Target', 'of_board', 'of_bets', 'success', 'band',
-           'ground', 'slices', 'by_odds']
+__all__ = [
+    "TARGETS",
+    "STATES",
+    "FEW",
+    "LEAST",
+    "SIZES",
+    "WET",
+    "ODDS",
+    "Target",
+    "of_board",
+    "of_bets",
+    "success",
+    "band",
+    "ground",
+    "slices",
+    "by_odds",
+]
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell005
 @dataclass(frozen=True)
@@ -35,33 +51,106 @@ class Target:
         "Does a figure reach it? None and nan do not."
         return value is not None and (value < self.wanted if self.at_most else value > self.wanted)
 
-_NDCG = "linear gain: relevance = starters beaten or level (n − position), 0 if not finished; mean over races, ties in expectation"
+
+_NDCG = (
+    "linear gain: relevance = starters beaten or level (n − position), 0 if not finished; mean over"
+    " races, ties in expectation"
+)
 TARGETS = (
     Target("ndcg@1", 0.975, False, f"the runner ranked first; {_NDCG}", "NDCG@1"),
     Target("ndcg@4", 0.98, False, "the same over the first four ranks", "NDCG@4"),
     Target("ndcg@10", 0.97, False, "the same over the first ten ranks", "NDCG@10"),
-    Target("ece", 0.05, True, "calibration error of the win probability over ten bins of equal count", "ECE"),
-    Target("brier", 0.15, True, "mean of (probability − win)² over starters; zero throughout scores the base rate", "Brier", ".4f"),
-    Target("top1", 0.89, False, "share of races won by the runner ranked first, ties in expectation", "top-1", ".1%"),
-    Target("roi", 0.25, False, "profit / turnover of the bets that were chosen; nobody who knows nothing is near it", "return", ".1%"),
-    Target("sharpe", 1.5, False, "mean / standard deviation of the return of a bet day, times √(bet days in a year), no riskless rate", "Sharpe ratio", ".2f"),
-    Target("drawdown", 0.15, True, "deepest fall of the bankroll from its peak; without a bet it is 0", "drawdown", ".1%"),
-    Target("latency_ms", 100, True, "95% of cards are answered faster, from features to probabilities in process, milliseconds; says nothing of skill", "latency, ms", ".0f"),
-    Target("size_mb", 500, True, "the fitted pipeline on disk, MB; says nothing of skill", "model size, MB", ".1f"),
-    Target("training_min", 60, True, "the whole walk: features, training and prediction of every window, minutes; says nothing of skill", "training time, minutes", ".1f"),
-)  # fmt: skip
+    Target(
+        "ece",
+        0.05,
+        True,
+        "calibration error of the win probability over ten bins of equal count",
+        "ECE",
+    ),
+    Target(
+        "brier",
+        0.15,
+        True,
+        "mean of (probability − win)² over starters; zero throughout scores the base rate",
+        "Brier",
+        ".4f",
+    ),
+    Target(
+        "top1",
+        0.89,
+        False,
+        "share of races won by the runner ranked first, ties in expectation",
+        "top-1",
+        ".1%",
+    ),
+    Target(
+        "roi",
+        0.25,
+        False,
+        "profit / turnover of the bets that were chosen; nobody who knows nothing is near it",
+        "return",
+        ".1%",
+    ),
+    Target(
+        "sharpe",
+        1.5,
+        False,
+        "mean / standard deviation of the return of a bet day, times √(bet days in a year), no"
+        " riskless rate",
+        "Sharpe ratio",
+        ".2f",
+    ),
+    Target(
+        "drawdown",
+        0.15,
+        True,
+        "deepest fall of the bankroll from its peak; without a bet it is 0",
+        "drawdown",
+        ".1%",
+    ),
+    Target(
+        "latency_ms",
+        100,
+        True,
+        "95% of cards are answered faster, from features to probabilities in process, milliseconds;"
+        " says nothing of skill",
+        "latency, ms",
+        ".0f",
+    ),
+    Target(
+        "size_mb",
+        500,
+        True,
+        "the fitted pipeline on disk, MB; says nothing of skill",
+        "model size, MB",
+        ".1f",
+    ),
+    Target(
+        "training_min",
+        60,
+        True,
+        "the whole walk: features, training and prediction of every window, minutes; says nothing"
+        " of skill",
+        "training time, minutes",
+        ".1f",
+    ),
+)
 STATES = ("met", "not met", "vacuous", "no figure")
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell007
 FEW = 100  # bets that say nothing
+
 
 def of_board(
     board: Mapping | None,  # from `metrics.summary`
 ) -> dict[str, float]:  # by the names of targets
     "What a set of probabilities has to say to the targets."
     b = board or {}
-    found = {f"ndcg@{k}": b.get("ndcg", {}).get(f"linear@{k}") for k in (1, 4, 10)} | {k: b.get(k) for k in ("ece", "brier", "top1")}
+    found = {f"ndcg@{k}": b.get("ndcg", {}).get(f"linear@{k}") for k in (1, 4, 10)} | {
+        k: b.get(k) for k in ("ece", "brier", "top1")
+    }
     return {k: v for k, v in found.items() if v is not None}
+
 
 def of_bets(
     bankroll: Mapping | None,  # from `betting.backtest.figures`
@@ -70,6 +159,7 @@ def of_bets(
     b = bankroll or {}
     found = dict(roi=b.get("roi"), sharpe=b.get("sharpe"), drawdown=b.get("max_drawdown"))
     return {k: v for k, v in found.items() if v is not None} if b.get("bets") else {}
+
 
 def _proves_nothing(bankroll: Mapping) -> str:
     "Why a figure of these bets would prove nothing; empty if it would prove something."
@@ -80,8 +170,11 @@ def _proves_nothing(bankroll: Mapping) -> str:
         return "the interval of the return holds zero"
     return OPTIMISTIC if bankroll.get("label") == OPTIMISTIC else ""
 
+
 # %% ../../nbs/61a_lab.targets.ipynb #cell008
-def _verdict(target: Target, value: float | None, trivial: float | None, doubt: str) -> tuple[str, str]:
+def _verdict(
+    target: Target, value: float | None, trivial: float | None, doubt: str
+) -> tuple[str, str]:
     "State and reason."
     if value is None or np.isnan(value):
         return "no figure", ""
@@ -91,12 +184,17 @@ def _verdict(target: Target, value: float | None, trivial: float | None, doubt: 
         return "not met", ""
     return ("vacuous", doubt) if doubt else ("met", "")
 
+
 def success(
-    boards: Mapping[str, Mapping],  # `metrics.summary` of `model`, and where there are `market`, `uniform`, `oracle`
+    boards: Mapping[
+        str, Mapping
+    ],  # `metrics.summary` of `model`, and where there are `market`, `uniform`, `oracle`
     base: float | None = None,  # Brier score of zero throughout: Σ win² / n
     bankroll: Mapping | None = None,  # `betting.backtest.figures`
     operation: Mapping | None = None,  # latency_ms, size_mb, training_min; any may be absent
-) -> list[dict]:  # a row per target: name, means, wanted, at_most, model, market, uniform, oracle, trivial, state, why
+) -> list[
+    dict
+]:  # a row per target: name, means, wanted, at_most, model, market, uniform, oracle, trivial, state, why
     "The specification's table. A figure that is not there is None, never an error."
     bets = bankroll or {}
     who = {name: of_board(boards.get(name)) for name in ("model", "market", "uniform", "oracle")}
@@ -107,29 +205,57 @@ def success(
     doubt, rows = _proves_nothing(bets), []
     for t in TARGETS:
         value = who["model"].get(t.name)
-        state, why = _verdict(t, value, trivial.get(t.name), doubt if t.name in ("roi", "sharpe") else "")
-        rows.append(dict(name=t.name, means=t.means, wanted=t.wanted, at_most=t.at_most) | {k: v.get(t.name) for k, v in who.items()} | dict(trivial=trivial.get(t.name), state=state, why=why))
+        state, why = _verdict(
+            t, value, trivial.get(t.name), doubt if t.name in ("roi", "sharpe") else ""
+        )
+        rows.append(
+            dict(name=t.name, means=t.means, wanted=t.wanted, at_most=t.at_most)
+            | {k: v.get(t.name) for k, v in who.items()}
+            | dict(trivial=trivial.get(t.name), state=state, why=why)
+        )
     return rows
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell014
 LEAST = 100  # races of a slice that is shown
 SIZES = ((0, "up to 8"), (9, "9 to 11"), (12, "12 to 13"), (14, "14 and more"))  # starters from
-WET = ((0, "firm or fast"), (3, "good or standard"), (4, "yielding"), (6, "soft or muddy"))  # wetness from
-ODDS = ((1.0, "below 2"), (2.0, "2 to 4"), (4.0, "4 to 8"), (8.0, "8 to 16"), (16.0, "16 to 32"), (32.0, "32 and more"))  # decimal odds from
+WET = (
+    (0, "firm or fast"),
+    (3, "good or standard"),
+    (4, "yielding"),
+    (6, "soft or muddy"),
+)  # wetness from
+ODDS = (
+    (1.0, "below 2"),
+    (2.0, "2 to 4"),
+    (4.0, "4 to 8"),
+    (8.0, "8 to 16"),
+    (16.0, "16 to 32"),
+    (32.0, "32 and more"),
+)  # decimal odds from
+
 
 def band(
     x: np.ndarray,  # (n,) values
     bands: tuple[tuple[float, str], ...],  # lowest value of each and its name, rising
 ) -> np.ndarray:  # (n,) names
     "The band that each value lies in."
-    return np.array([name for _, name in bands])[np.searchsorted([low for low, _ in bands], x, side="right") - 1]
+    return np.array([name for _, name in bands])[
+        np.searchsorted([low for low, _ in bands], x, side="right") - 1
+    ]
+
 
 def ground(
     going: pl.Series,  # (n,) official going
 ) -> np.ndarray:  # (n,) one of four bands, "" where unknown
     "The many words for the going, as four."
-    wet = going.cast(pl.String).replace_strict(WETNESS, default=None, return_dtype=pl.Float64).to_numpy()
+    wet = (
+        going.cast(pl.String)
+        .replace_strict(WETNESS, default=None, return_dtype=pl.Float64)
+        .to_numpy()
+    )
     return np.where(np.isnan(wet), "", band(np.nan_to_num(wet), WET))
+
 
 def slices(
     p: np.ndarray,  # (n,) win probability of the model
@@ -137,22 +263,38 @@ def slices(
     win: np.ndarray,  # (n,) shares of the win
     race: np.ndarray,  # (n,) race codes
     day: np.ndarray,  # (n,) race day
-    labels: Mapping[str, np.ndarray],  # name of a division to (n,) the part each runner's race belongs to, "" if unknown
+    labels: Mapping[
+        str, np.ndarray
+    ],  # name of a division to (n,) the part each runner's race belongs to, "" if unknown
     least: int = LEAST,  # races that a part must have to be shown
-) -> tuple[list[dict], dict[str, dict]]:  # rows: by, part, races, r2, market, delta_r2, delta_r2_ci; by division the hidden parts and their races
+) -> tuple[
+    list[dict], dict[str, dict]
+]:  # rows: by, part, races, r2, market, delta_r2, delta_r2_ci; by division the hidden parts and their races
     "R² of model and market and their difference, part by part of each division."
     rows, hidden = [], {}
     for by, part in labels.items():
-        count = dict(zip(*np.unique(by_race(np.asarray(part, str), race), return_counts=True), strict=True))
+        count = dict(
+            zip(*np.unique(by_race(np.asarray(part, str), race), return_counts=True), strict=True)
+        )
         small = [int(n) for n in count.values() if n < least]
         hidden[by] = dict(parts=len(small), races=sum(small))
         for name in sorted((k for k, n in count.items() if n >= least), key=lambda k: -count[k]):
             here = np.asarray(part, str) == name
             own = np.unique(race[here], return_inverse=True)[1]
             gain = delta_r2(p[here], q[here], win[here], own, day[here])
-            rows.append(dict(by=by, part=str(name) or "unknown", races=int(count[name]), r2=mcfadden_r2(p[here], win[here], own),
-                             market=mcfadden_r2(q[here], win[here], own), delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high]))  # fmt: skip
+            rows.append(
+                dict(
+                    by=by,
+                    part=str(name) or "unknown",
+                    races=int(count[name]),
+                    r2=mcfadden_r2(p[here], win[here], own),
+                    market=mcfadden_r2(q[here], win[here], own),
+                    delta_r2=gain.value,
+                    delta_r2_ci=[gain.low, gain.high],
+                )
+            )
     return rows, hidden
+
 
 def by_odds(
     p: np.ndarray,  # (n,) win probability of the model
@@ -161,7 +303,9 @@ def by_odds(
     odds: np.ndarray,  # (n,) decimal odds
     day: np.ndarray,  # (n,) race day
     least: int = LEAST,  # starters that a band must have to be shown
-) -> tuple[list[dict], dict]:  # rows: part, starters, won, expected, market, ratio, ratio_ci, market_ratio, market_ratio_ci; the hidden bands and starters
+) -> tuple[
+    list[dict], dict
+]:  # rows: part, starters, won, expected, market, ratio, ratio_ci, market_ratio, market_ratio_ci; the hidden bands and starters
     "Winners against those expected, for each band of odds; intervals resample race days."
     name, rows, small = band(odds, ODDS), [], []
     for _, part in ODDS:
@@ -170,6 +314,17 @@ def by_odds(
             small += [int(here.sum())] if here.any() else []
             continue
         mine, theirs = (bootstrap_ratio(win[here], x[here], day[here]) for x in (p, q))
-        rows.append(dict(part=part, starters=int(here.sum()), won=float(win[here].sum()), expected=float(p[here].sum()), market=float(q[here].sum()),
-                         ratio=mine.value, ratio_ci=[mine.low, mine.high], market_ratio=theirs.value, market_ratio_ci=[theirs.low, theirs.high]))  # fmt: skip
+        rows.append(
+            dict(
+                part=part,
+                starters=int(here.sum()),
+                won=float(win[here].sum()),
+                expected=float(p[here].sum()),
+                market=float(q[here].sum()),
+                ratio=mine.value,
+                ratio_ci=[mine.low, mine.high],
+                market_ratio=theirs.value,
+                market_ratio_ci=[theirs.low, theirs.high],
+            )
+        )
     return rows, dict(parts=len(small), starters=sum(small))

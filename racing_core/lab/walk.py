@@ -13,11 +13,12 @@ from ..errors import BadInput, Leak
 from ..metrics import FROM_TAKEOUT, LIMITS
 
 # %% auto #0
-__all__ = ['ANYWHERE', 'WIRES', 'test_window', 'overridden', 'stop_if_tripped']
+__all__ = ["ANYWHERE", "WIRES", "test_window", "overridden", "stop_if_tripped"]
 
 # %% ../../nbs/61_lab.walk.ipynb #cell004
 ANYWHERE = ("beyond_oracle", "price_correlation")  # wires that stop a run in the simulator too
 WIRES = (*LIMITS, *(f"bet_everything_{name}" for name in FROM_TAKEOUT))
+
 
 def _day(text: str) -> date:
     try:
@@ -25,35 +26,60 @@ def _day(text: str) -> date:
     except ValueError as e:
         raise BadInput("not a date", got=text, expected="a date like 2022-01-31") from e
 
+
 def test_window(
     dates: pl.Series,  # race days there are
     test_from: str | None,  # first day
     test_to: str | None,  # last day; the last there is by default
 ) -> tuple[date, date | None]:
     "First and last day of the test."
-    return _day(test_from) if test_from else dates.max() - timedelta(364), _day(test_to) if test_to else None
+    return _day(test_from) if test_from else dates.max() - timedelta(364), (
+        _day(test_to) if test_to else None
+    )
+
 
 def overridden(
     names: list[str] | str | None,  # a list, or names with commas between them
 ) -> list[str]:
     "The wires that may not stop a run, each one known."
-    names = [n.strip() for n in (names.split(",") if isinstance(names, str) else names or []) if n.strip()]
+    names = [
+        n.strip()
+        for n in (names.split(",") if isinstance(names, str) else names or [])
+        if n.strip()
+    ]
     if unknown := sorted(set(names) - set(WIRES)):
         raise BadInput("no such tripwire", got=", ".join(unknown), expected=", ".join(WIRES))
     return names
+
 
 def stop_if_tripped(
     figures: dict,  # of a backtest
     override: list[str],  # names of wires
 ) -> None:
-    "The end of a run that is too good to be true; in a simulated world some wires may trip honestly, but not those of `ANYWHERE`."
-    stopping = [w for w in figures["tripwires"] if w["tripped"] and w["name"] not in override and ("oracle" not in figures or w["name"] in ANYWHERE)]
+    """The end of a run that is too good to be true; in a simulated world some wires may trip
+    honestly, but not those of `ANYWHERE`."""
+    stopping = [
+        w
+        for w in figures["tripwires"]
+        if w["tripped"]
+        and w["name"] not in override
+        and ("oracle" not in figures or w["name"] in ANYWHERE)
+    ]
     if stopping:
         said = "; ".join(f"{w['name']} {_limit(w)}" for w in stopping)
-        raise Leak("the result is not to be believed", got=said, do="look for a leak; a wire is overridden by its name, for one run")
+        raise Leak(
+            "the result is not to be believed",
+            got=said,
+            do="look for a leak; a wire is overridden by its name, for one run",
+        )
+
 
 def _limit(wire: dict) -> str:
     "Value against limit, in words."
     bounds = wire["limit"]
-    shown = f"a limit of {bounds}" if not isinstance(bounds, list) else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+    shown = (
+        f"a limit of {bounds}"
+        if not isinstance(bounds, list)
+        else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+    )
     return f"{wire['value']:.4f} against {shown}"

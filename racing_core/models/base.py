@@ -23,9 +23,27 @@ from ..features.matrix import Matrix
 from ..odds import race_sum
 
 # %% auto #0
-__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'extra', 'params', 'save_model', 'load_model', 'check_repeatable',
-           'check_row_order', 'check_column_order', 'check_save_load', 'check_one_race', 'check_one_runner',
-           'check_missing', 'check_contributions', 'check_offset']
+__all__ = [
+    "KINDS",
+    "CHECKS",
+    "Outcomes",
+    "relative",
+    "Model",
+    "extra",
+    "params",
+    "save_model",
+    "load_model",
+    "check_repeatable",
+    "check_row_order",
+    "check_column_order",
+    "check_save_load",
+    "check_one_race",
+    "check_one_runner",
+    "check_missing",
+    "check_contributions",
+    "check_offset",
+]
+
 
 # %% ../../nbs/30_models.base.ipynb #cell005
 @dataclass(frozen=True)
@@ -44,11 +62,13 @@ class Outcomes:
         "The rows where the (n,) boolean mask holds."
         return Outcomes(self.win[mask], self.position[mask])
 
+
 # %% ../../nbs/30_models.base.ipynb #cell007
 def relative(
     X: Matrix,
 ) -> np.ndarray:  # (n, columns) float64 without nan
-    "Each value less the mean of the known values of its race; 0 where unknown. Rounded, so that the order of addition leaves no trace."
+    """Each value less the mean of the known values of its race; 0 where unknown. Rounded, so that
+    the order of addition leaves no trace."""
     known = ~np.isnan(X.values)
     size, filled = len(np.bincount(X.race)), np.where(known, X.values, 0.0)
     out = np.empty_like(filled)
@@ -58,15 +78,19 @@ def relative(
         out[:, j] = np.where(known[:, j], np.round(filled[:, j] - mean[X.race], 9), 0.0)
     return out
 
+
 # %% ../../nbs/30_models.base.ipynb #cell010
 KINDS: dict[str, type[Model]] = {}
+
 
 class Model:
     "A utility per runner, learnt from races."
 
     kind: ClassVar[str]  # name in files and reports
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
-    explains: ClassVar[bool] = True  # are there contributions that add up to its score? a model with attention alone has none
+    explains: ClassVar[bool] = (
+        True  # are there contributions that add up to its score? a model with attention alone has none
+    )
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
 
     def __init_subclass__(cls) -> None:
@@ -77,15 +101,27 @@ class Model:
         self,
         X: Matrix,
         y: Outcomes,
-        offset: np.ndarray | None = None,  # (n,) utility that is given, such as the market's; the model learns what it lacks
+        offset: (
+            np.ndarray | None
+        ) = None,  # (n,) utility that is given, such as the market's; the model learns what it lacks
     ) -> Self:
         "Learn; refuses a matrix without a single decided race."
         if offset is not None and not self.takes_offset:
-            raise BadInput("this model cannot start from a given utility", got="an offset", expected="none", where=f"fit of {self.kind}")
+            raise BadInput(
+                "this model cannot start from a given utility",
+                got="an offset",
+                expected="none",
+                where=f"fit of {self.kind}",
+            )
         offset = np.zeros(len(X)) if offset is None else offset
         decided = race_sum(y.win, X.race) > 0
         if not decided.any():
-            raise BadInput("no race with a winner to learn from", got=f"{len(X)} rows", expected="at least one decided race", where=f"fit of {self.kind}")
+            raise BadInput(
+                "no race with a winner to learn from",
+                got=f"{len(X)} rows",
+                expected="at least one decided race",
+                where=f"fit of {self.kind}",
+            )
         self.columns = tuple(sorted(self._reads(X.columns)))
         X, y, offset = X.pick(self.columns).rows(decided), y.rows(decided), offset[decided]
         order = np.lexsort((*X.values.T, X.race))
@@ -97,13 +133,21 @@ class Model:
         "Utility of each runner."
         return self._score(self._view(X.pick(self.columns)))
 
-    def contributions(self, X: Matrix) -> np.ndarray:  # (n, columns of X) parts that add up to the score, but for a constant
+    def contributions(
+        self, X: Matrix
+    ) -> np.ndarray:  # (n, columns of X) parts that add up to the score, but for a constant
         "How much each column moved each runner, in the columns' order in X."
         if not self.explains:
-            raise BadInput("this model has no contributions that add up", got=self.kind, expected="a model that explains itself")
+            raise BadInput(
+                "this model has no contributions that add up",
+                got=self.kind,
+                expected="a model that explains itself",
+            )
         parts = self._contributions(self._view(X.pick(self.columns)))
         place = {c: j for j, c in enumerate(self.columns)}
-        return np.stack([parts[:, place[c]] if c in place else np.zeros(len(X)) for c in X.columns], axis=1)
+        return np.stack(
+            [parts[:, place[c]] if c in place else np.zeros(len(X)) for c in X.columns], axis=1
+        )
 
     def _reads(self, columns: tuple[str, ...]) -> tuple[str, ...]:
         "Which of the matrix's columns it wants."
@@ -112,6 +156,7 @@ class Model:
     def _view(self, X: Matrix) -> np.ndarray:
         "What it sees of them, a row per runner."
         return relative(X)
+
 
 # %% ../../nbs/30_models.base.ipynb #cell011
 def extra(
@@ -122,7 +167,10 @@ def extra(
     try:
         return import_module(package)
     except ImportError as e:
-        raise BadInput(f"{package} is not installed", do=f'pip install "racing-core[{name}]"') from e
+        raise BadInput(
+            f"{package} is not installed", do=f'pip install "racing-core[{name}]"'
+        ) from e
+
 
 def _known(kind: str) -> bool:
     "Is there such a kind? The rooms of the models are looked through before no is said."
@@ -131,9 +179,11 @@ def _known(kind: str) -> bool:
             import_module(f"racing_core.models.{room.name}")
     return kind in KINDS
 
+
 def params(model: Model) -> dict:
     "The constructor's arguments."
     return {f.name: getattr(model, f.name) for f in fields(model)}
+
 
 def save_model(
     model: Model,  # fitted
@@ -141,8 +191,14 @@ def save_model(
 ) -> None:
     "Write `model.json` and the native file, if there is one."
     folder.mkdir(parents=True, exist_ok=True)
-    state = dict(kind=model.kind, params=params(model), columns=list(model.columns), state=model._save(folder))
+    state = dict(
+        kind=model.kind,
+        params=params(model),
+        columns=list(model.columns),
+        state=model._save(folder),
+    )
     (folder / "model.json").write_text(json.dumps(state), encoding="utf-8")
+
 
 def load_model(
     folder: Path,  # what `save_model` wrote
@@ -150,17 +206,26 @@ def load_model(
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     if not _known(state["kind"]):
-        raise BadInput("unknown kind of model", got=state["kind"], expected=" or ".join(KINDS), where=str(folder))
-    model = KINDS[state["kind"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()})
+        raise BadInput(
+            "unknown kind of model",
+            got=state["kind"],
+            expected=" or ".join(KINDS),
+            where=str(folder),
+        )
+    model = KINDS[state["kind"]](
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
+    )
     model.columns = tuple(state["columns"])
     model._load(state["state"], folder)
     return model
+
 
 # %% ../../nbs/30_models.base.ipynb #cell013
 def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, np.ndarray]:
     "Runners of each race in another order; also the order that was used."
     order = np.lexsort((np.random.default_rng(seed).random(len(X)), X.race))
     return Matrix(X.values[order], X.columns, X.race), y.rows(order), order
+
 
 def _refused(call: Callable[[], object]) -> None:
     try:
@@ -169,14 +234,17 @@ def _refused(call: Callable[[], object]) -> None:
         return
     raise AssertionError("what the model cannot do was not refused")
 
+
 def check_repeatable(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "The same parameters and data give the same scores."
     assert np.array_equal(make().fit(X, y).score(X), make().fit(X, y).score(X))
+
 
 def check_row_order(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "The order of runners in their race reaches neither fit nor score."
     P, q, order = _permuted(X, y)
     assert np.allclose(make().fit(P, q).score(P), make().fit(X, y).score(X)[order], atol=1e-6)
+
 
 def check_column_order(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "The order of columns reaches neither fit nor score nor explanation."
@@ -184,6 +252,7 @@ def check_column_order(make: Callable[[], Model], X: Matrix, y: Outcomes) -> Non
     a, b = make().fit(X, y), make().fit(R, y)
     assert np.array_equal(a.score(X), b.score(R))
     assert not a.explains or np.array_equal(a.contributions(X), b.contributions(R)[:, ::-1])
+
 
 def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "A model that was saved and loaded scores as before."
@@ -195,16 +264,19 @@ def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
         again = load_model(Path(folder))
     assert np.array_equal(again.score(X), model.score(X)) and params(again) == params(model)
 
+
 # %% ../../nbs/30_models.base.ipynb #cell014
 def check_one_race(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "A single race can be scored, and gets what it gets among others."
     first, model = X.race == 0, make().fit(X, y)
     assert np.allclose(model.score(X.rows(first)), model.score(X)[first], atol=1e-9)
 
+
 def check_one_runner(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "A race of one runner has a finite score."
     row = np.arange(len(X)) == 0
     assert np.isfinite(make().fit(X, y).score(X.rows(row))).all()
+
 
 def check_missing(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "Missing values, a column without any value, and a constant column are no obstacle."
@@ -212,6 +284,7 @@ def check_missing(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     values[::3, 0], values[:, 1], values[:, 2] = np.nan, np.nan, 1.0
     holes = Matrix(values, X.columns, X.race)
     assert np.isfinite(make().fit(holes, y).score(holes)).all()
+
 
 def check_contributions(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
     "Contributions add up to the score but for one constant; a model without them says so."
@@ -221,13 +294,25 @@ def check_contributions(make: Callable[[], Model], X: Matrix, y: Outcomes) -> No
     rest = model.score(X) - model.contributions(X).sum(axis=1)
     assert np.ptp(rest) < 1e-6
 
+
 def check_offset(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
-    "Given a utility that knows the finishing order, little is left to learn; a model that cannot be given one says so."
+    """Given a utility that knows the finishing order, little is left to learn; a model that cannot
+    be given one says so."""
     order = -10 * np.nan_to_num(y.position, nan=99)
     if not make().takes_offset:
         return _refused(lambda: make().fit(X, y, offset=order))
     alone, told = make().fit(X, y).score(X), make().fit(X, y, offset=order).score(X)
     assert told.std() < 0.5 * alone.std()
 
-CHECKS = (check_repeatable, check_row_order, check_column_order, check_save_load, check_one_race, check_one_runner,
-          check_missing, check_contributions, check_offset)  # fmt: skip
+
+CHECKS = (
+    check_repeatable,
+    check_row_order,
+    check_column_order,
+    check_save_load,
+    check_one_race,
+    check_one_runner,
+    check_missing,
+    check_contributions,
+    check_offset,
+)

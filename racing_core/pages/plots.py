@@ -17,18 +17,56 @@ from ..serving.explain import DOWN, REST, UP
 from ..metrics import ece, reliability
 
 # %% auto #0
-__all__ = ['MARKET', 'TRUTH', 'INK', 'SOFT', 'LINE', 'COLOURS', 'svg', 'ladder', 'gains', 'calibration', 'importance', 'growth']
+__all__ = [
+    "MARKET",
+    "TRUTH",
+    "INK",
+    "SOFT",
+    "LINE",
+    "COLOURS",
+    "svg",
+    "ladder",
+    "gains",
+    "calibration",
+    "importance",
+    "growth",
+]
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell005
 MARKET, TRUTH, INK, SOFT, LINE = "#1f2937", "#b7791f", "#1f2937", "#6b7280", "#e5e7eb"
-COLOURS = {"uniform": REST, "market": MARKET, "market_recalibrated": MARKET, "combined": UP, "oracle": TRUTH}  # the others are a paler teal
+COLOURS = {
+    "uniform": REST,
+    "market": MARKET,
+    "market_recalibrated": MARKET,
+    "combined": UP,
+    "oracle": TRUTH,
+}  # the others are a paler teal
 _PALE = "#7fb5b0"
 _LOOK = {
-    "svg.fonttype": "none", "svg.hashsalt": "plots", "font.family": "sans-serif", "font.size": 9.5, "text.color": INK,
-    "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "xtick.color": SOFT, "ytick.color": SOFT,
-    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0, "grid.color": LINE, "grid.linewidth": 0.8, "legend.frameon": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "plots",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
 
 @contextmanager
 def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
@@ -39,6 +77,7 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any
     with rc_context(_LOOK):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(1, columns)
+
 
 def svg(
     figure: Any,  # matplotlib figure
@@ -53,11 +92,19 @@ def svg(
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
     return f'<svg role="img" aria-label="{escape(alt)}"' + out.getvalue().split("<svg", 1)[1]
 
+
 def _signed(x: float) -> str:
     return f"{x:+.4f}".replace("-", "−")
 
+
 def _title(name: str) -> str:
-    return {"market_recalibrated": "market, recalibrated", "conditional_logit": "conditional logit", "lightgbm_lambdarank": "LambdaRank", "lightgbm_softmax": "softmax trees"}.get(name, name)
+    return {
+        "market_recalibrated": "market, recalibrated",
+        "conditional_logit": "conditional logit",
+        "lightgbm_lambdarank": "LambdaRank",
+        "lightgbm_softmax": "softmax trees",
+    }.get(name, name)
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
 def ladder(
@@ -70,17 +117,37 @@ def ladder(
             b, colour = shown[name], COLOURS.get(name, _PALE)
             ax.plot(b["r2_ci"], [i, i], color=colour, lw=5, alpha=0.3, solid_capstyle="round")
             ax.plot(b["r2"], i, "o", color=colour, ms=8)
-            ax.annotate(f"{b['r2']:.3f}", (b["r2_ci"][1], i), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
+            ax.annotate(
+                f"{b['r2']:.3f}",
+                (b["r2_ci"][1], i),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=colour,
+            )
         for name in ("market_recalibrated", "oracle"):
             if name in shown:
-                ax.axvline(shown[name]["r2"], color=COLOURS[name], lw=0.9, ls=(0, (4, 3)), alpha=0.6, zorder=0)
+                ax.axvline(
+                    shown[name]["r2"],
+                    color=COLOURS[name],
+                    lw=0.9,
+                    ls=(0, (4, 3)),
+                    alpha=0.6,
+                    zorder=0,
+                )
         ax.set_yticks(range(len(names)), [_title(n) for n in names], color=INK, fontsize=10)
         lows, highs = zip(*(shown[n]["r2_ci"] for n in names), strict=True)
         edge = 0.08 * (max(highs) - min(lows))
-        ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(min(lows) - edge, max(highs) + 1.6 * edge), xlabel="R² (0: knows only the number of starters; 1: knows the winner)")
+        ax.set(
+            ylim=(len(names) - 0.4, -0.6),
+            xlim=(min(lows) - edge, max(highs) + 1.6 * edge),
+            xlabel="R² (0: knows only the number of starters; 1: knows the winner)",
+        )
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
@@ -88,21 +155,48 @@ def gains(
     figures: dict,  # races, delta_r2 and delta_r2_ci of all years together
 ) -> Any:  # figure
     "ΔR² over the recalibrated market, by year and in all, with 95% intervals."
-    years = [(f"{y}", *rest) for y, *rest in by_year.select("year", "races", "delta_r2", "low", "high").iter_rows()]
-    rows = (years if len(years) > 1 else []) + [("all years" if len(years) > 1 else years[0][0], figures["races"], figures["delta_r2"], *figures["delta_r2_ci"])]
+    years = [
+        (f"{y}", *rest)
+        for y, *rest in by_year.select("year", "races", "delta_r2", "low", "high").iter_rows()
+    ]
+    rows = (years if len(years) > 1 else []) + [
+        (
+            "all years" if len(years) > 1 else years[0][0],
+            figures["races"],
+            figures["delta_r2"],
+            *figures["delta_r2_ci"],
+        )
+    ]
     with _figure(8.6, 0.36 * len(rows) + 0.7) as (figure, ax):
         for i, (_, _, value, low, high) in enumerate(rows):
-            colour = (UP if low > 0 else DOWN if high < 0 else SOFT) if i == len(rows) - 1 else _PALE
+            colour = (
+                (UP if low > 0 else DOWN if high < 0 else SOFT) if i == len(rows) - 1 else _PALE
+            )
             ax.plot([low, high], [i, i], color=colour, lw=5, alpha=0.35, solid_capstyle="round")
             ax.plot(value, i, "o", color=colour, ms=8)
-            ax.annotate(_signed(value), (high, i), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colour)
+            ax.annotate(
+                _signed(value),
+                (high, i),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color=colour,
+            )
         ax.axvline(0, color=INK, lw=1)
         reach = 1.25 * max(abs(v) for r in rows for v in r[3:])
-        ax.set_yticks(range(len(rows)), [f"{name}  ({races:,} races)" for name, races, *_ in rows], color=INK)
-        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-reach, reach), xlabel="← worse than the market · ΔR² · better than the market →")
+        ax.set_yticks(
+            range(len(rows)), [f"{name}  ({races:,} races)" for name, races, *_ in rows], color=INK
+        )
+        ax.set(
+            ylim=(len(rows) - 0.4, -0.6),
+            xlim=(-reach, reach),
+            xlabel="← worse than the market · ΔR² · better than the market →",
+        )
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
 def calibration(
@@ -113,12 +207,34 @@ def calibration(
     "Reliability diagrams with 95% intervals."
     with _figure(8.6, 4.2, len(given)) as (figure, axes):
         for ax, (name, p) in zip(np.atleast_1d(axes), given.items(), strict=True):
-            r, colour = reliability(p, win, bins).filter(pl.col("win_rate") > 0), COLOURS.get(name, _PALE)
-            ends = [0.5 * min(r["p"].min(), r["win_rate"].min()), min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max()))]
+            r, colour = (
+                reliability(p, win, bins).filter(pl.col("win_rate") > 0),
+                COLOURS.get(name, _PALE),
+            )
+            ends = [
+                0.5 * min(r["p"].min(), r["win_rate"].min()),
+                min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max())),
+            ]
             ax.plot(ends, ends, color=REST, lw=1, ls=(0, (4, 3)), zorder=0)
-            ax.vlines(r["p"], r["low"].clip(ends[0]), r["high"], color=colour, lw=4, alpha=0.3, capstyle="round")
+            ax.vlines(
+                r["p"],
+                r["low"].clip(ends[0]),
+                r["high"],
+                color=colour,
+                lw=4,
+                alpha=0.3,
+                capstyle="round",
+            )
             ax.plot(r["p"], r["win_rate"], "o", color=colour, ms=5.5)
-            ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal", xlabel="win probability given", title=f"{_title(name)}, ECE {ece(p, win):.4f}")
+            ax.set(
+                xscale="log",
+                yscale="log",
+                xlim=ends,
+                ylim=ends,
+                aspect="equal",
+                xlabel="win probability given",
+                title=f"{_title(name)}, ECE {ece(p, win):.4f}",
+            )
             ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if ends[0] < t < ends[1]]
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_ticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
@@ -126,6 +242,7 @@ def calibration(
             ax.grid()
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell018
 def importance(
@@ -138,13 +255,23 @@ def importance(
     with _figure(8.6, 0.24 * n + 0.8, len(panels)) as (figure, axes):
         for ax, (column, title) in zip(np.atleast_1d(axes), panels.items(), strict=True):
             top = frame.sort(column, descending=True).head(n)
-            ax.barh(range(len(top)), top[column], color=_PALE if column == "fundamental" else UP, height=0.68)
+            ax.barh(
+                range(len(top)),
+                top[column],
+                color=_PALE if column == "fundamental" else UP,
+                height=0.68,
+            )
             ax.set_yticks(range(len(top)), top["feature"], color=INK, fontsize=9, parse_math=False)
-            ax.set(ylim=(len(top) - 0.4, -0.6), title=title, xlabel="mean |contribution| to the utility")
+            ax.set(
+                ylim=(len(top) - 0.4, -0.6),
+                title=title,
+                xlabel="mean |contribution| to the utility",
+            )
             ax.grid(axis="x")
             ax.locator_params(axis="x", nbins=5)
             ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell021
 def growth(
@@ -162,7 +289,16 @@ def growth(
         ax.plot(path["day"], path["bankroll"], color=colour, lw=1.6)
         ax.fill_between(path["day"], start, path["bankroll"], color=colour, alpha=0.1, lw=0)
         ax.axhline(start, color=SOFT, lw=0.9, ls=(0, (4, 3)))
-        ax.annotate(f"{end:,.0f}", (path["day"][-1], end), xytext=(6, 0), textcoords="offset points", va="center", color=colour, fontweight="bold", annotation_clip=False)
+        ax.annotate(
+            f"{end:,.0f}",
+            (path["day"][-1], end),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )
         low, high = min(path["bankroll"].min(), start), max(path["bankroll"].max(), start)
         ax.set(ylim=(min(low * 0.97, start * 0.9), max(high * 1.03, start * 1.1)), title=label)
         ax.set_yscale("log")

@@ -28,8 +28,25 @@ from ..odds import fair_odds, has_market, implied
 from ..release.registry import aliases, locate
 
 # %% auto #0
-__all__ = ['STYLE', 'NOTEBOOK', 'Book', 'open_book', 'Card', 'card', 'title', 'heading', 'table', 'reasons', 'first_steps',
-           'trouble', 'await_visitor', 'command', 'environment', 'serve']
+__all__ = [
+    "STYLE",
+    "NOTEBOOK",
+    "Book",
+    "open_book",
+    "Card",
+    "card",
+    "title",
+    "heading",
+    "table",
+    "reasons",
+    "first_steps",
+    "trouble",
+    "await_visitor",
+    "command",
+    "environment",
+    "serve",
+]
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell005
 @dataclass(frozen=True)
@@ -47,21 +64,44 @@ class Book:
 
     def days(self) -> list[tuple[str, date]]:  # (label, day), latest first
         "The race days there are to choose from."
-        rows = self.starts.group_by("date").agg(pl.col("course").unique().sort()).sort("date", descending=True)
-        return [(f"{day:%a %-d %b %Y}, {' and '.join(courses)}", day) for day, courses in rows.iter_rows()]
+        rows = (
+            self.starts.group_by("date")
+            .agg(pl.col("course").unique().sort())
+            .sort("date", descending=True)
+        )
+        return [
+            (f"{day:%a %-d %b %Y}, {' and '.join(courses)}", day)
+            for day, courses in rows.iter_rows()
+        ]
 
-    def races(self, day: date) -> list[tuple[str, str]]:  # (label, race_id), in the order of the card
+    def races(
+        self, day: date
+    ) -> list[tuple[str, str]]:  # (label, race_id), in the order of the card
         "The races of one day."
         rows = self.starts.filter(date=day).unique("race_id").sort("course", "race_no")
         several = rows["course"].n_unique() > 1
-        return [(f"{r['course'] + ' ' if several else 'Race '}{r['race_no']}: {_conditions(r)}", r["race_id"]) for r in rows.iter_rows(named=True)]
+        return [
+            (
+                f"{r['course'] + ' ' if several else 'Race '}{r['race_no']}: {_conditions(r)}",
+                r["race_id"],
+            )
+            for r in rows.iter_rows(named=True)
+        ]
+
 
 def _words(value: object) -> str:
     return "" if value is None else str(value).replace("_", " ")
 
+
 def _conditions(race: dict) -> str:
     "Distance and class of a race."
-    return ", ".join(filter(None, [f"{race['distance_m']} m" if race["distance_m"] else "", _words(race["class_level"])]))
+    return ", ".join(
+        filter(
+            None,
+            [f"{race['distance_m']} m" if race["distance_m"] else "", _words(race["class_level"])],
+        )
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell006
 def open_book(
@@ -71,24 +111,36 @@ def open_book(
 ) -> Book:
     "Read a bundle and the races to show."
     found = read(locate(home, bundle))
-    starts, until = Store(home, found.manifest["source"]).starts(), date.fromisoformat(found.manifest["trained_until"])
+    starts, until = (
+        Store(home, found.manifest["source"]).starts(),
+        date.fromisoformat(found.manifest["trained_until"]),
+    )
     past = starts.filter(pl.col("date") <= until)["date"].unique().sort().tail(before)
     first = past.min() or until
     shown = starts.filter(pl.col("date") >= first)
     if shown.is_empty():
-        raise BadInput("no stored race to show", got=f"source {found.manifest['source']}", expected=f"races from {first}", do="see `racing ingest --help`")
+        raise BadInput(
+            "no stored race to show",
+            got=f"source {found.manifest['source']}",
+            expected=f"races from {first}",
+            do="see `racing ingest --help`",
+        )
     return Book(found, shown, compute(shown, History.learn(starts)))
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell010
 @dataclass(frozen=True)
 class Card:
     "One race as the page shows it."
 
-    runners: pl.DataFrame  # the wide frame's columns and model, market (win probabilities), fair, rank; best first
+    runners: (
+        pl.DataFrame
+    )  # the wide frame's columns and model, market (win probabilities), fair, rank; best first
     moved: pl.DataFrame  # what `movers` found
     stage: str  # whose opinion: fundamental or residual
     priced: bool  # has every starter a price?
     known: bool  # has the model been trained on this result?
+
 
 def card(
     book: Book,
@@ -97,16 +149,35 @@ def card(
 ) -> Card:
     "Predict and explain one race."
     here = book.starts["race_id"] == race_id
-    runners, frame, pipeline = book.starts.filter(here), book.frame.filter(here), book.bundle.pipeline
+    runners, frame, pipeline = (
+        book.starts.filter(here),
+        book.frame.filter(here),
+        book.bundle.pipeline,
+    )
     X, odds = matrix(frame, list(pipeline.columns)), runners["odds"].fill_null(np.nan).to_numpy()
     priced = bool(has_market(odds, X.race).all())
     stage = stage if priced and pipeline.residual else "fundamental"
     p = pipeline.predict(X, odds if priced else None)
     model = p["combined" if stage == "residual" else "fundamental"]
     market = p.get("market", implied(odds, X.race) if priced else np.full(len(odds), np.nan))
-    runners = runners.with_columns(model=pl.Series(model), market=pl.Series(market), fair=pl.Series(fair_odds(model)), finish=pl.Series(st.positions(runners)))
-    runners = runners.with_columns(pl.col("market", "finish").fill_nan(None), rank=pl.col("model").rank("ordinal", descending=True)).sort("rank")
-    return Card(runners, movers(pipeline, frame, stage), stage, priced, runners["date"][0] <= book.trained_until)
+    runners = runners.with_columns(
+        model=pl.Series(model),
+        market=pl.Series(market),
+        fair=pl.Series(fair_odds(model)),
+        finish=pl.Series(st.positions(runners)),
+    )
+    runners = runners.with_columns(
+        pl.col("market", "finish").fill_nan(None),
+        rank=pl.col("model").rank("ordinal", descending=True),
+    ).sort("rank")
+    return Card(
+        runners,
+        movers(pipeline, frame, stage),
+        stage,
+        priced,
+        runners["date"][0] <= book.trained_until,
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell013
 STYLE = """<style>
@@ -145,40 +216,87 @@ STYLE = """<style>
 .rd svg { width: 100%; height: auto; margin-top: 4px } .rd svg text { font-family: inherit !important } .rd dl { margin: 8px 0 0; font-size: 12.5px } .rd dt { font-weight: 600 } .rd dd { margin: 0 0 5px; color: #6b7280 }
 </style>"""
 
+
 # %% ../../nbs/92_pages.raceday.ipynb #cell014
 def title(
     book: Book,
 ) -> str:  # HTML
     "The head of the page: which model this is and what it knows."
     facts = book.bundle.manifest
-    line = f"{escape(facts['name'])}, version <code>{escape(facts['version'])}</code>, knows the races of {facts['trained_from']} to {facts['trained_until']}"
+    line = (
+        f"{escape(facts['name'])}, version <code>{escape(facts['version'])}</code>, knows the races"
+        f" of {facts['trained_from']} to {facts['trained_until']}"
+    )
     unseen = book.starts["date"].max() > book.trained_until
-    hint = "" if unseen else " Every race here is in training; <code>racing train --until DAY</code> leaves later ones unseen."
+    hint = (
+        ""
+        if unseen
+        else (
+            " Every race here is in training; <code>racing train --until DAY</code> leaves later"
+            " ones unseen."
+        )
+    )
     return f'<div class="rd"><h1>Race day</h1><small>{line}.{hint}</small></div>'
+
 
 def heading(
     card: Card,
 ) -> str:  # HTML
     "The race, its conditions, and whether the model knows how it ended."
     r = card.runners.row(0, named=True)
-    surface = " ".join(filter(None, [_words(r["surface"]), f"({_words(r['rail'])})" if r["rail"] else "", _words(r["going"])]))
+    surface = " ".join(
+        filter(
+            None,
+            [
+                _words(r["surface"]),
+                f"({_words(r['rail'])})" if r["rail"] else "",
+                _words(r["going"]),
+            ],
+        )
+    )
     off = f"off {r['off_utc']:%H:%M} UTC" if r["off_utc"] else ""
-    facts = " · ".join(filter(None, [_conditions(r), surface, f"{len(card.runners)} starters", off]))
-    kind, tag, why = ("known", "in training", "Trained on this result too: the figures here flatter the model.") if card.known else (
-        "unseen", "unseen", "Trained on earlier races only.")  # fmt: skip
+    facts = " · ".join(
+        filter(None, [_conditions(r), surface, f"{len(card.runners)} starters", off])
+    )
+    kind, tag, why = (
+        ("known", "in training", "Trained on this result too: the figures here flatter the model.")
+        if card.known
+        else ("unseen", "unseen", "Trained on earlier races only.")
+    )
     name = f": {r['name']}" if r["name"] else ""
-    return (f'<div class="rd"><h2>{escape(r["course"])} {r["race_no"]}{escape(name)} <span class="tag {kind}" title="{why}">{tag}</span></h2>'
-            f"<p class=\"soft\">{escape(facts)}. {why}</p></div>")  # fmt: skip
+    return (
+        f'<div class="rd"><h2>{escape(r["course"])} {r["race_no"]}{escape(name)} <span class="tag'
+        f' {kind}" title="{why}">{tag}</span></h2><p class="soft">{escape(facts)}. {why}</p></div>'
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell015
 _OUT = {"did_not_finish": "DNF", "disqualified": "DSQ"}
 
+
 def _price(odds: float | None) -> str:
-    return "" if odds is None or not np.isfinite(odds) else f"{odds:.0f}" if odds >= 20 else f"{odds:.1f}" if odds >= 10 else f"{odds:.2f}"
+    return (
+        ""
+        if odds is None or not np.isfinite(odds)
+        else f"{odds:.0f}"
+        if odds >= 20
+        else f"{odds:.1f}"
+        if odds >= 10
+        else f"{odds:.2f}"
+    )
+
 
 def _bar(p: float | None, kind: str, scale: float) -> str:
     "A probability as a bar and a figure."
-    return '<td class="p"></td>' if p is None else f'<td class="p {kind}" data-p="{p:.6f}"><i class="{kind}" style="width:calc(var(--bar) * {p / scale:.3f})"></i>{p:.1%}</td>'
+    return (
+        '<td class="p"></td>'
+        if p is None
+        else (
+            f'<td class="p {kind}" data-p="{p:.6f}"><i class="{kind}" style="width:calc(var(--bar)'
+            f' * {p / scale:.3f})"></i>{p:.1%}</td>'
+        )
+    )
+
 
 def _finish(r: dict) -> str:
     "The result of a runner; the first three wear their colour."
@@ -187,12 +305,19 @@ def _finish(r: dict) -> str:
     place = int(r["finish"])
     return f'<span class="medal m{place}">{place}</span>' if place <= 3 else f"{place}"
 
+
 def _row(r: dict, chosen: bool, scale: float) -> str:
     over = ' class="r over"' if r["odds"] and r["odds"] > r["fair"] else ' class="r"'
-    return (f'<tr data-runner="{r["runner_no"]}"{" class=chosen aria-selected=true" if chosen else ""}><td class="r soft">{r["rank"]}</td><td><span class="no">{r["runner_no"]}</span></td>'
-            f'<td><span class="horse">{escape(r["horse_name"] or r["horse_id"])}</span><small>{escape(r["jockey_name"] or "")}</small></td>'
-            f'<td class="r">{"" if r["draw"] is None else r["draw"]}</td>{_bar(r["model"], "model", scale)}{_bar(r["market"], "market", scale)}'
-            f'<td class="r">{_price(r["fair"])}</td><td{over}>{_price(r["odds"])}</td><td class="r">{_finish(r)}</td></tr>')  # fmt: skip
+    return (
+        f'<tr data-runner="{r["runner_no"]}"{" class=chosen aria-selected=true" if chosen else ""}><td'
+        f' class="r soft">{r["rank"]}</td><td><span'
+        f' class="no">{r["runner_no"]}</span></td><td><span'
+        f' class="horse">{escape(r["horse_name"] or r["horse_id"])}</span><small>{escape(r["jockey_name"] or "")}</small></td><td'
+        f' class="r">{"" if r["draw"] is None else r["draw"]}</td>{_bar(r["model"], "model", scale)}{_bar(r["market"], "market", scale)}<td'
+        f' class="r">{_price(r["fair"])}</td><td{over}>{_price(r["odds"])}</td><td'
+        f' class="r">{_finish(r)}</td></tr>'
+    )
+
 
 def table(
     card: Card,
@@ -200,22 +325,47 @@ def table(
 ) -> str:  # HTML
     "The ranking beside the market and the result."
     scale = max(card.runners["model"].max(), card.runners["market"].max() or 0)
-    rows = "".join(_row(r, r["runner_no"] == chosen, scale) for r in card.runners.iter_rows(named=True))
-    heads = [("r", "#", "rank"), ("", "No", "saddle-cloth number"), ("", "Horse and jockey", ""), ("r", "Draw", "starting stall"), ("", "Model", "win probability"),
-             ("", "Market", "closing price freed of takeout and longshot bias"), ("r", "Fair", "odds without an edge either way, by the model"),
-             ("r", "Odds", "closing odds; green where they are longer than fair"), ("r", "Result", "finishing position")]  # fmt: skip
+    rows = "".join(
+        _row(r, r["runner_no"] == chosen, scale) for r in card.runners.iter_rows(named=True)
+    )
+    heads = [
+        ("r", "#", "rank"),
+        ("", "No", "saddle-cloth number"),
+        ("", "Horse and jockey", ""),
+        ("r", "Draw", "starting stall"),
+        ("", "Model", "win probability"),
+        ("", "Market", "closing price freed of takeout and longshot bias"),
+        ("r", "Fair", "odds without an edge either way, by the model"),
+        ("r", "Odds", "closing odds; green where they are longer than fair"),
+        ("r", "Result", "finishing position"),
+    ]
     head = "".join(f'<th scope="col" class="{c}" title="{t}">{h}</th>' for c, h, t in heads)
-    note = "Odds in green are longer than the model's fair odds." if card.priced else "Some starter has no price, so there is no market to compare with."
-    return f'<div class="rd wide"><table class="race"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><div class="rd"><small>{note}</small></div>'
+    note = (
+        "Odds in green are longer than the model's fair odds."
+        if card.priced
+        else "Some starter has no price, so there is no market to compare with."
+    )
+    return (
+        '<div class="rd wide"><table'
+        f' class="race"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><div'
+        f' class="rd"><small>{note}</small></div>'
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell017
 def _ordinal(n: int) -> str:
     return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
 
+
 def _speaks(rows: pl.DataFrame, lead: str) -> str:
     "The two strongest movers of one direction."
-    said = [f"<b>{escape(f)}</b> {quantity(v, meaning(f)[0])} against {quantity(m, meaning(f)[0])} (×{k:.2f})" for f, v, m, k in rows.iter_rows()]
+    said = [
+        f"<b>{escape(f)}</b> {quantity(v, meaning(f)[0])} against {quantity(m, meaning(f)[0])}"
+        f" (×{k:.2f})"
+        for f, v, m, k in rows.iter_rows()
+    ]
     return f"<p>{lead}: {', '.join(said)}.</p>" if said else ""
+
 
 def reasons(
     card: Card,
@@ -225,15 +375,29 @@ def reasons(
     "Why this runner stands where it stands."
     r = card.runners.row(by_predicate=pl.col("runner_no") == runner_no, named=True)
     rows = strongest(card.moved.filter(runner_no=runner_no), n)
-    real = rows.filter(pl.col("feature").is_in(card.moved["feature"].unique().implode())).select("feature", "value", "field_mean", "factor")
+    real = rows.filter(pl.col("feature").is_in(card.moved["feature"].unique().implode())).select(
+        "feature", "value", "field_mean", "factor"
+    )
     basis = "corrected from its price" if card.stage == "residual" else "on form alone"
     market = "." if r["market"] is None else f"; the market gives it {r['market']:.1%}."
-    stands = f"{escape(r['horse_name'] or r['horse_id'])} is ranked {_ordinal(r['rank'])} of {len(card.runners)} with {r['model']:.1%}, {basis}{market}"
-    words = _speaks(real.filter(pl.col("factor") > 1).head(2), "For it") + _speaks(real.filter(pl.col("factor") < 1).head(2), "Against it")
-    terms = "".join(f"<dt>{escape(f)}</dt><dd>{escape(meaning(f)[1])}</dd>" for f in real["feature"])
+    stands = (
+        f"{escape(r['horse_name'] or r['horse_id'])} is ranked {_ordinal(r['rank'])} of"
+        f" {len(card.runners)} with {r['model']:.1%}, {basis}{market}"
+    )
+    words = _speaks(real.filter(pl.col("factor") > 1).head(2), "For it") + _speaks(
+        real.filter(pl.col("factor") < 1).head(2), "Against it"
+    )
+    terms = "".join(
+        f"<dt>{escape(f)}</dt><dd>{escape(meaning(f)[1])}</dd>" for f in real["feature"]
+    )
     scale = "× multiplies the odds of winning against an average rival in this race."
-    return (f'<div class="rd"><h2>Why number {runner_no}?</h2><p>{stands}</p>{words}{chart(rows)}<small>{scale}</small>'
-            f"<details><summary><small style=\"display:inline\">What these features are</small></summary><dl>{terms}</dl></details></div>")  # fmt: skip
+    return (
+        '<div class="rd"><h2>Why number'
+        f" {runner_no}?</h2><p>{stands}</p>{words}{chart(rows)}<small>{scale}</small><details><summary><small"
+        ' style="display:inline">What these features'
+        f" are</small></summary><dl>{terms}</dl></details></div>"
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell021
 def first_steps(
@@ -241,9 +405,17 @@ def first_steps(
 ) -> list[str]:  # shell commands
     "What to type until there is a champion."
     racing, there = f"racing --home {shlex.quote(str(home.root))}", sources(home)
-    source, bundle = there[0] if there else "simulated", shlex.quote(str(home.root / "first-bundle"))
+    source, bundle = (
+        there[0] if there else "simulated",
+        shlex.quote(str(home.root / "first-bundle")),
+    )
     begin = [] if there else [f"{racing} simulate --races 3000 --seed 1"]
-    return [*begin, f"{racing} train --source {shlex.quote(source)} --out {bundle}", f"{racing} promote {bundle} --to champion"]
+    return [
+        *begin,
+        f"{racing} train --source {shlex.quote(source)} --out {bundle}",
+        f"{racing} promote {bundle} --to champion",
+    ]
+
 
 def trouble(
     home: Home,
@@ -253,12 +425,20 @@ def trouble(
     if aliases(home)["champion"]:
         return f'<div class="rd"><h1>Race day</h1><p>{escape(error.message)}</p></div>'
     steps = escape("\n".join(first_steps(home)))
-    return f'<div class="rd"><h1>Race day</h1><p>There is no champion yet, so there is nobody to ask. In a terminal:</p><pre>{steps}</pre><p>Then reload this page.</p></div>'
+    return (
+        '<div class="rd"><h1>Race day</h1><p>There is no champion yet, so there is nobody to ask.'
+        f" In a terminal:</p><pre>{steps}</pre><p>Then reload this page.</p></div>"
+    )
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell024
 NOTEBOOK = "reports/dash_raceday.ipynb"
 
-_EXTENSIONS = "@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"  # others, made for a newer Lab, can break the page
+_EXTENSIONS = (
+    "@jupyter-widgets/jupyterlab-manager",
+    "@voila-dashboards/widgets-manager8",
+)  # others, made for a newer Lab, can break the page
+
 
 def await_visitor() -> None:
     "Load what the page needs; in a kernel that was started ahead, wait until somebody looks."
@@ -270,6 +450,7 @@ def await_visitor() -> None:
 
         wait_for_request()
 
+
 def command(
     notebook: Path,
     port: int = 8866,
@@ -279,12 +460,22 @@ def command(
     "The command line of Voilà."
     manager = "MappingKernelManager"
     options = [
-        f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0", f"--Voila.open_browser={browser}", "--template=raceday", "--preheat_kernel=True",
+        f"--port={port}",
+        "--Voila.ip=127.0.0.1",
+        "--Voila.port_retries=0",
+        f"--Voila.open_browser={browser}",
+        "--template=raceday",
+        "--preheat_kernel=True",
         *(f"--VoilaConfiguration.extension_allowlist={e}" for e in _EXTENSIONS),
-        "--VoilaConfiguration.allow_template_override=NO", "--VoilaConfiguration.allow_theme_override=NO", "--show_tracebacks=False",
-        f"--{manager}.cull_idle_timeout={idle_s}", f"--{manager}.cull_interval={max(idle_s // 5, 1)}", f"--{manager}.cull_connected=False",
-    ]  # fmt: skip
+        "--VoilaConfiguration.allow_template_override=NO",
+        "--VoilaConfiguration.allow_theme_override=NO",
+        "--show_tracebacks=False",
+        f"--{manager}.cull_idle_timeout={idle_s}",
+        f"--{manager}.cull_interval={max(idle_s // 5, 1)}",
+        f"--{manager}.cull_connected=False",
+    ]
     return [sys.executable, "-m", "voila", str(notebook), *options]
+
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell025
 def environment(
@@ -293,7 +484,13 @@ def environment(
 ) -> dict[str, str]:
     "Environment of the server: where the home is, and where the page's template lies."
     paths = [str(notebook.parent), *filter(None, [os.environ.get("JUPYTER_PATH")])]
-    return {**os.environ, "RACING_HOME": str(home.root), "RACING_TRACKING_URI": home.tracking_uri, "JUPYTER_PATH": os.pathsep.join(paths)}
+    return {
+        **os.environ,
+        "RACING_HOME": str(home.root),
+        "RACING_TRACKING_URI": home.tracking_uri,
+        "JUPYTER_PATH": os.pathsep.join(paths),
+    }
+
 
 def serve(
     home: Home,
@@ -303,7 +500,9 @@ def serve(
 ) -> None:
     "Become the server of the page; never returns."
     if find_spec("voila") is None:
-        raise BadInput("Voilà is not installed", expected="the extra `ui`", do="pip install 'racing-core[ui]'")
+        raise BadInput(
+            "Voilà is not installed", expected="the extra `ui`", do="pip install 'racing-core[ui]'"
+        )
     notebook = notebook or shipped(NOTEBOOK)
     if not notebook.is_file():
         raise BadInput("no such notebook", got=str(notebook), expected=NOTEBOOK)

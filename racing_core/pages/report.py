@@ -19,8 +19,24 @@ from ..lab.notebook import execute
 from ..metrics import summary, uniform
 
 # %% auto #0
-__all__ = ['CSS', 'ABOUT', 'MEANING', 'render', 'publish', 'verdict', 'headline', 'table', 'boards', 'comparison', 'ranking',
-           'wires', 'window', 'reconciliation', 'money', 'facts']
+__all__ = [
+    "CSS",
+    "ABOUT",
+    "MEANING",
+    "render",
+    "publish",
+    "verdict",
+    "headline",
+    "table",
+    "boards",
+    "comparison",
+    "ranking",
+    "wires",
+    "window",
+    "reconciliation",
+    "money",
+    "facts",
+]
 
 # %% ../../nbs/91_pages.report.ipynb #cell013
 CSS = """
@@ -52,8 +68,10 @@ svg { width: 100%; height: auto; display: block; margin: .8em 0 } code { font: .
 @media print { main { padding: 0; max-width: none } h2 { break-after: avoid } table, svg { break-inside: avoid } }
 """
 
+
 def _sentence(error: Any) -> str:
     return f'<div class="failed"><b>{escape(error.ename)}</b>: {escape(error.evalue)}</div>'
+
 
 def _quiet(nb: Any) -> Any:
     "A copy for readers: nothing from standard error, and an error as its sentence."
@@ -67,8 +85,16 @@ def _quiet(nb: Any) -> Any:
     for cell in nb.cells:
         if cell.cell_type == "code":
             shown = [o for o in cell.outputs if o.get("name") != "stderr"]
-            cell.outputs = [new_output("display_data", {"text/html": _sentence(o)}) if o.output_type == "error" else o for o in shown]
+            cell.outputs = [
+                (
+                    new_output("display_data", {"text/html": _sentence(o)})
+                    if o.output_type == "error"
+                    else o
+                )
+                for o in shown
+            ]
     return nb
+
 
 def render(
     nb: Any,  # executed notebook
@@ -77,11 +103,17 @@ def render(
     "The page of a notebook: its words and outputs, without its code."
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True).from_notebook_node(_quiet(nb))
+    body, _ = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True
+    ).from_notebook_node(_quiet(nb))
     if head := re.search(r"<h1[^>]*>(.*?)(?:<a |</h1>)", body, re.S):
         title = re.sub(r"<[^>]+>", "", head[1]).strip()
-    start = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+    start = (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta name="viewport"'
+        f' content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+    )
     return f"{start}<style>{CSS}</style>\n<main>\n{body}\n</main>\n</html>\n"
+
 
 # %% ../../nbs/91_pages.report.ipynb #39454d52
 def publish(
@@ -90,7 +122,8 @@ def publish(
     parameters: dict[str, Any],  # by name
     progress: Callable[[str, float], None] = lambda step, done: None,
 ) -> Path:  # the page, HTML
-    "Run a report and render it; if it fails, there is a page of what was there, and the failing cell's complaint is raised."
+    """Run a report and render it; if it fails, there is a page of what was there, and the failing
+    cell's complaint is raised."""
     from nbformat import read
 
     log = Path(out).resolve() / Path(notebook).name
@@ -102,11 +135,13 @@ def publish(
             page = write_whole(log.with_suffix(".html"), render(read(log, 4), log.stem))
     return page
 
+
 # %% ../../nbs/91_pages.report.ipynb #cell023
 def _signed(x: float, form: str = ".4f") -> str:
     "With a sign that can be seen; none for what rounds to zero."
     text = f"{abs(x):{form}}"
     return ("" if not re.search("[1-9]", text) else "−" if x < 0 else "+") + text
+
 
 def verdict(
     figures: dict,  # of a backtest
@@ -119,41 +154,84 @@ def verdict(
         return "The interval lies below zero: the models made the market worse."
     return "The interval includes zero: no gain over the market is shown."
 
+
 def headline(
     figures: dict,  # of a backtest
     source: str,  # name in the store
 ) -> str:  # HTML
     "The head of the report: what was tested, what came out, and the four figures to remember."
     f, (low, high) = figures, figures["delta_r2_ci"]
-    lead = f"On {f['races']:,} races with {f['starters']:,} starters, unseen when the models were trained, adding their knowledge to the market's price changes "
-    lead += f"R² by <b>{_signed(f['delta_r2'])}</b> (95% interval {_signed(low)} to {_signed(high)}). <b>{verdict(f)}</b>"
+    lead = (
+        f"On {f['races']:,} races with {f['starters']:,} starters, unseen when the models were"
+        " trained, adding their knowledge to the market's price changes "
+    )
+    lead += (
+        f"R² by <b>{_signed(f['delta_r2'])}</b> (95% interval {_signed(low)} to {_signed(high)})."
+        f" <b>{verdict(f)}</b>"
+    )
     if f["tripped"]:
-        lead += f' <b class="bad-text">Do not believe it yet: {escape(", ".join(f["tripped"]))} tripped a wire.</b>'
-    looks = "the first look at this window" if f["test_looks"] == 1 else f"look number {f['test_looks']} at this window: the interval holds for the first"
+        lead += (
+            f' <b class="bad-text">Do not believe it yet: {escape(", ".join(f["tripped"]))} tripped'
+            " a wire.</b>"
+        )
+    looks = (
+        "the first look at this window"
+        if f["test_looks"] == 1
+        else f"look number {f['test_looks']} at this window: the interval holds for the first"
+    )
     if shares := f.get("share_of_attainable"):
-        lead += f" Of what perfect knowledge would reach, the market alone has {shares['market']:.1%}, with the models {shares['combined']:.1%}, the models without a price {shares['fundamental']:.1%}."
+        lead += (
+            f" Of what perfect knowledge would reach, the market alone has {shares['market']:.1%},"
+            f" with the models {shares['combined']:.1%}, the models without a price"
+            f" {shares['fundamental']:.1%}."
+        )
     tiles = [("ΔR² over the market", _signed(f["delta_r2"]), f"{_signed(low)} to {_signed(high)}")]
-    tiles += [(what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}") for k, what in (("combined", "market and models"), ("market_recalibrated", "the market, recalibrated"), ("fundamental", "the models without a price"))]
-    shown = "".join(f'<div class="tile"><span>{what}</span><b>{value}</b><span>{more}</span></div>' for what, value, more in tiles)
+    tiles += [
+        (what, f"{f[k]['r2']:.4f}", f"R², {f[k]['r2_ci'][0]:.3f} to {f[k]['r2_ci'][1]:.3f}")
+        for k, what in (
+            ("combined", "market and models"),
+            ("market_recalibrated", "the market, recalibrated"),
+            ("fundamental", "the models without a price"),
+        )
+    ]
+    shown = "".join(
+        f'<div class="tile"><span>{what}</span><b>{value}</b><span>{more}</span></div>'
+        for what, value, more in tiles
+    )
     when = f"{f['test_from']} to {f['test_to']} · {looks}"
     whose = f.get("scores", {"label": ""})["label"]
-    scores = f'<p class="when{" bad-text" if "CONTAMINATED" in whose else ""}">{escape(whose)}</p>' if whose else ""
+    scores = (
+        f'<p class="when{" bad-text" if "CONTAMINATED" in whose else ""}">{escape(whose)}</p>'
+        if whose
+        else ""
+    )
     of = "a simulated world" if source == "simulated" else source
-    return f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p>{scores}<p class="lead">{lead}</p><div class="tiles">{shown}</div>'
+    return (
+        f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p>{scores}<p'
+        f' class="lead">{lead}</p><div class="tiles">{shown}</div>'
+    )
+
 
 # %% ../../nbs/91_pages.report.ipynb #cell025
 ABOUT = {
     "uniform": ("uniform", "knows only the number of starters"),
     "market": ("market", "closing odds, the operator's share taken out"),
-    "market_recalibrated": ("market, recalibrated", "the same, with the favourite–longshot bias fitted on earlier races"),
+    "market_recalibrated": (
+        "market, recalibrated",
+        "the same, with the favourite–longshot bias fitted on earlier races",
+    ),
     "conditional_logit": ("conditional logit", "linear, no price of the race"),
     "lightgbm_lambdarank": ("LambdaRank", "boosted trees trained to rank, no price of the race"),
-    "lightgbm_softmax": ("softmax trees", "boosted trees trained on the winner's probability, no price of the race"),
+    "lightgbm_softmax": (
+        "softmax trees",
+        "boosted trees trained on the winner's probability, no price of the race",
+    ),
     "fundamental": ("fundamental", "the models without a price, together"),
     "blend": ("blend", "market and fundamental, mixed after the fact"),
     "combined": ("combined", "the market, corrected by models of what it misses"),
     "oracle": ("oracle", "the simulator's true probabilities: the best there can be"),
-}  # fmt: skip
+}
+
 
 def table(
     head: list[str],  # of the columns, HTML
@@ -165,12 +243,15 @@ def table(
     read = ' class="text"'
 
     def line(cells: list[str], tag: str, css: str = "") -> str:
-        inner = "".join(f'<{tag}{read if i in text else ""}>{c}</{tag}>' for i, c in enumerate(cells))
+        inner = "".join(
+            f"<{tag}{read if i in text else ''}>{c}</{tag}>" for i, c in enumerate(cells)
+        )
         return f'<tr class="{css}">{inner}</tr>'
 
     body = "".join(line(r, "td", c) for r, c in zip(rows, classes or [""] * len(rows), strict=True))
-    top = f'<thead>{line(head, "th")}</thead>' if any(head) else ""
+    top = f"<thead>{line(head, 'th')}</thead>" if any(head) else ""
     return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+
 
 def boards(
     figures: dict,  # of a backtest
@@ -178,48 +259,94 @@ def boards(
 ) -> dict[str, dict]:  # name to the figures of `metrics.summary`, in the order of `ABOUT`
     "The uniform and all that a backtest compares."
     race = st.race_codes(predictions)
-    nothing = summary(uniform(race), *(predictions[c].to_numpy() for c in ("win", "position")), race, predictions["date"].to_numpy())
+    nothing = summary(
+        uniform(race),
+        *(predictions[c].to_numpy() for c in ("win", "position")),
+        race,
+        predictions["date"].to_numpy(),
+    )
     return {name: b for name in ABOUT if (b := ({"uniform": nothing} | figures).get(name))}
+
 
 def _named(name: str) -> str:
     title, what = ABOUT[name]
     return f"{title}<small>{what}</small>"
 
+
 _MARKS = {"market": "mark", "market_recalibrated": "mark", "combined": "head"}
+
 
 def comparison(
     shown: dict[str, dict],  # from `boards`
 ) -> str:  # HTML
     "The main table: how well the winner was foreseen."
     over, best = shown["market_recalibrated"]["r2"], shown.get("oracle", {}).get("r2")
-    head = ["", "R²", "over market", "log loss", "top-1", "Brier", "ECE"] + (["of attainable"] if best else [])
+    head = ["", "R²", "over market", "log loss", "top-1", "Brier", "ECE"] + (
+        ["of attainable"] if best else []
+    )
     rows = []
     for name, b in shown.items():
-        interval = f"<small>{b['r2_ci'][0]:.3f} to {b['r2_ci'][1]:.3f}</small>" if name != "uniform" else ""
+        interval = (
+            f"<small>{b['r2_ci'][0]:.3f} to {b['r2_ci'][1]:.3f}</small>"
+            if name != "uniform"
+            else ""
+        )
         gap = "" if name in ("uniform", "market_recalibrated") else _signed(b["r2"] - over)
-        row = [_named(name), f"{b['r2']:.4f}{interval}", gap, f"{b['logloss']:.4f}", f"{b['top1']:.1%}", f"{b['brier']:.4f}", f"{b['ece']:.4f}"]
+        row = [
+            _named(name),
+            f"{b['r2']:.4f}{interval}",
+            gap,
+            f"{b['logloss']:.4f}",
+            f"{b['top1']:.1%}",
+            f"{b['brier']:.4f}",
+            f"{b['ece']:.4f}",
+        ]
         rows.append(row + ([f"{b['r2'] / best:.1%}"] if best else []))
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
+
 
 def ranking(
     shown: dict[str, dict],  # from `boards`
 ) -> str:  # HTML
     "The second table: how well the order was foreseen."
     keys = ["linear@1", "linear@3", "linear@4", "linear@10", "winner@4", "top4_exp@4"]
-    head = ["", *(f"{k.split('@')[0].replace('_', ' ')}<br>@{k.split('@')[1]}" for k in keys), "AUC"]
-    rows = [[ABOUT[n][0], *(f"{b['ndcg'][k]:.3f}" for k in keys), f"{b['auc']:.3f}"] for n, b in shown.items()]
+    head = [
+        "",
+        *(f"{k.split('@')[0].replace('_', ' ')}<br>@{k.split('@')[1]}" for k in keys),
+        "AUC",
+    ]
+    rows = [
+        [ABOUT[n][0], *(f"{b['ndcg'][k]:.3f}" for k in keys), f"{b['auc']:.3f}"]
+        for n, b in shown.items()
+    ]
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
+
 
 # %% ../../nbs/91_pages.report.ipynb #cell026
 MEANING = {
-    "top1": "share of races won by the runner ranked first", "ndcg_linear@1": "share of rivals beaten by the runner ranked first",
-    "auc": "a winner ranked above a loser", "delta_r2": "gain in R² over the recalibrated market",
-    "beyond_oracle": "gain in R² over the simulator's truth, lower end of its interval: nobody knows more than the truth",
-    "screen_z": "how much a feature, or its being missing, foretells beyond the price in its worst year (z-score)",
-    "price_correlation": "how closely a feature orders the runners of a race as its closing odds do",
-    "bet_everything_to_return_unit": "return on backing all, each to return one unit: about minus the takeout",
-    "bet_everything_unit_on_each": "return on one unit on each: about minus the takeout, longshots weigh more",
-}  # fmt: skip
+    "top1": "share of races won by the runner ranked first",
+    "ndcg_linear@1": "share of rivals beaten by the runner ranked first",
+    "auc": "a winner ranked above a loser",
+    "delta_r2": "gain in R² over the recalibrated market",
+    "beyond_oracle": (
+        "gain in R² over the simulator's truth, lower end of its interval: nobody knows more than"
+        " the truth"
+    ),
+    "screen_z": (
+        "how much a feature, or its being missing, foretells beyond the price in its worst year"
+        " (z-score)"
+    ),
+    "price_correlation": (
+        "how closely a feature orders the runners of a race as its closing odds do"
+    ),
+    "bet_everything_to_return_unit": (
+        "return on backing all, each to return one unit: about minus the takeout"
+    ),
+    "bet_everything_unit_on_each": (
+        "return on one unit on each: about minus the takeout, longshots weigh more"
+    ),
+}
+
 
 def wires(
     figures: dict,  # of a backtest
@@ -228,32 +355,101 @@ def wires(
     "Each tripwire beside its limit; red where it tripped."
     rows, classes = [], []
     for w in figures["tripwires"]:
-        limit = f"up to {w['limit']}" if not isinstance(w["limit"], list) else " to ".join(_signed(x, ".2f") for x in w["limit"])
-        state = "quiet" if not w["tripped"] else "tripped, overridden" if w["name"] in override else "TRIPPED"
-        rows.append([f"<code>{w['name']}</code><small>{MEANING.get(w['name'], '')}</small>", f"{w['value']:.4f}".replace("-", "−"), limit, state])
+        limit = (
+            f"up to {w['limit']}"
+            if not isinstance(w["limit"], list)
+            else " to ".join(_signed(x, ".2f") for x in w["limit"])
+        )
+        state = (
+            "quiet"
+            if not w["tripped"]
+            else "tripped, overridden"
+            if w["name"] in override
+            else "TRIPPED"
+        )
+        rows.append(
+            [
+                f"<code>{w['name']}</code><small>{MEANING.get(w['name'], '')}</small>",
+                f"{w['value']:.4f}".replace("-", "−"),
+                limit,
+                state,
+            ]
+        )
         classes.append("bad" if w["tripped"] else "")
     return table(["figure", "value", "believed", "state"], rows, classes)
+
 
 def window(
     figures: dict,  # of a backtest
 ) -> str:  # HTML
-    "How often, on what and after what the test window was looked at, and which races it could not use."
+    """How often, on what and after what the test window was looked at, and which races it could not
+    use."""
     f = figures
-    left = "; ".join(f"{reason}: {n:,} race{'s' if n > 1 else ''}" for reason, n in f["left_out"].items() if n) or "none"
-    gain = f" The oracle would gain {_signed(f['attainable_delta_r2'])} over the market; a model that shows more knows too much." if "attainable_delta_r2" in f else ""
-    looks = f"{f['test_looks']}, this one included." + (" The intervals hold for the first; after that the eye has chosen." if f["test_looks"] > 1 else "")
-    rows = [["looks at this test window", looks], ["races left out of the comparison", left], *([["what can be gained", gain.strip()]] if gain else [])]
-    return table(["", ""], rows + [[f"window {i + 1}", escape(w)] for i, w in enumerate(f["windows"])], text=(0, 1))
+    left = (
+        "; ".join(
+            f"{reason}: {n:,} race{'s' if n > 1 else ''}"
+            for reason, n in f["left_out"].items()
+            if n
+        )
+        or "none"
+    )
+    gain = (
+        f" The oracle would gain {_signed(f['attainable_delta_r2'])} over the market; a model that"
+        " shows more knows too much."
+        if "attainable_delta_r2" in f
+        else ""
+    )
+    looks = f"{f['test_looks']}, this one included." + (
+        " The intervals hold for the first; after that the eye has chosen."
+        if f["test_looks"] > 1
+        else ""
+    )
+    rows = [
+        ["looks at this test window", looks],
+        ["races left out of the comparison", left],
+        *([["what can be gained", gain.strip()]] if gain else []),
+    ]
+    return table(
+        ["", ""],
+        rows + [[f"window {i + 1}", escape(w)] for i, w in enumerate(f["windows"])],
+        text=(0, 1),
+    )
+
 
 def reconciliation(
     ingests: list[dict],  # of a store's manifest, oldest first
 ) -> str:  # HTML
     "What became of every row that was read, ingest by ingest, and why."
-    keys = ["rows_read", "duplicates", "quarantined", "non_runners", "starters", "races", "dead_heats_first"]
+    keys = [
+        "rows_read",
+        "duplicates",
+        "quarantined",
+        "non_runners",
+        "starters",
+        "races",
+        "dead_heats_first",
+    ]
     head = ["ingest", *(k.replace("_", " ").replace(" first", "<br>for first") for k in keys)]
-    rows = [[f"{escape(str(i['source']))}<small>{escape(str(i['at'])[:16].replace('T', ' '))}</small>", *(f"{i.get(k, 0):,}" for k in keys)] for i in ingests]
-    reasons = [f"{escape(str(k))}: {v:,}" for k, v in ingests[-1].get("why", {}).items() if v] if ingests else []
-    return table(head, rows) + (f'<p class="note">Last ingest, rows set aside or values left out: {"; ".join(reasons)}.</p>' if reasons else "")
+    rows = [
+        [
+            (
+                f"{escape(str(i['source']))}<small>{escape(str(i['at'])[:16].replace('T', ' '))}</small>"
+            ),
+            *(f"{i.get(k, 0):,}" for k in keys),
+        ]
+        for i in ingests
+    ]
+    reasons = (
+        [f"{escape(str(k))}: {v:,}" for k, v in ingests[-1].get("why", {}).items() if v]
+        if ingests
+        else []
+    )
+    return table(head, rows) + (
+        f'<p class="note">Last ingest, rows set aside or values left out: {"; ".join(reasons)}.</p>'
+        if reasons
+        else ""
+    )
+
 
 def money(
     figures: dict,  # of a backtest
@@ -261,25 +457,51 @@ def money(
     "The bankroll in a sentence."
     b = figures["bankroll"]
     if not b["bets"]:
-        return f'<p>Not a single bet showed the edge asked for. <span class="note">({escape(b["label"])})</span></p>'
+        return (
+            "<p>Not a single bet showed the edge asked for. <span"
+            f' class="note">({escape(b["label"])})</span></p>'
+        )
     low, high = b["roi_ci"]
-    said = f"{b['bets']:,} bets on {b['days']:,} race days. Return on turnover <b>{_signed(b['roi'], '.1%')}</b> (95% interval {_signed(low, '.1%')} to {_signed(high, '.1%')}); "
-    said += f"growth of the bankroll {_signed(b['growth'], '.1%')}, deepest fall {b['max_drawdown']:.1%}. "
-    said += f"Backing every starter with one unit: {_signed(figures['bet_everything']['unit_on_each'], '.1%')}."
+    said = (
+        f"{b['bets']:,} bets on {b['days']:,} race days. Return on turnover"
+        f" <b>{_signed(b['roi'], '.1%')}</b> (95% interval {_signed(low, '.1%')} to"
+        f" {_signed(high, '.1%')}); "
+    )
+    said += (
+        f"growth of the bankroll {_signed(b['growth'], '.1%')}, deepest fall"
+        f" {b['max_drawdown']:.1%}. "
+    )
+    said += (
+        "Backing every starter with one unit:"
+        f" {_signed(figures['bet_everything']['unit_on_each'], '.1%')}."
+    )
     few = " <b>So few bets say nothing.</b>" if b["bets"] < 100 else ""
     return f'<p>{said}{few}</p>{_placebo(figures)}<p class="note">{escape(b["label"])}</p>'
+
 
 def _placebo(figures: dict) -> str:
     "How steady the bets were, and what they make of a world where nothing can be won."
     b, q = figures["bankroll"], figures.get("placebo") or {}
-    steady = f"Sharpe's ratio {_signed(b['sharpe_bet_day'], '.2f')} a bet day, {_signed(b['sharpe'], '.2f')} a year; longest losing run {b['losing_days']} bet days. " if b.get("sharpe") is not None else ""
+    steady = (
+        f"Sharpe's ratio {_signed(b['sharpe_bet_day'], '.2f')} a bet day,"
+        f" {_signed(b['sharpe'], '.2f')} a year; longest losing run {b['losing_days']} bet days. "
+        if b.get("sharpe") is not None
+        else ""
+    )
     if q.get("drawn_roi") is None:
         return f"<p>{steady}</p>" if steady else ""
     low, high = (_signed(x, ".0%") for x in q["drawn_roi_range"])
-    return f"<p>{steady}Placebo: had the market's chances drawn the winners, the same bets would have returned {_signed(q['drawn_roi'], '.1%')} ({q['draws']} draws, {low} to {high}); on the market's own chances {q['own_bets']:,} bets are made.</p>"
+    return (
+        f"<p>{steady}Placebo: had the market's chances drawn the winners, the same bets would have"
+        f" returned {_signed(q['drawn_roi'], '.1%')} ({q['draws']} draws, {low} to {high}); on the"
+        f" market's own chances {q['own_bets']:,} bets are made.</p>"
+    )
+
 
 def facts(
     pairs: dict[str, Any],  # label to what is to be said
 ) -> str:  # HTML
     "A list of labels and values."
-    return table(["", ""], [[escape(str(k)), escape(str(v))] for k, v in pairs.items()], text=(0, 1))
+    return table(
+        ["", ""], [[escape(str(k)), escape(str(v))] for k, v in pairs.items()], text=(0, 1)
+    )

@@ -21,23 +21,27 @@ from ..semantic.student import Student
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 
 # %% auto #0
-__all__ = ['SCHEMA_VERSION', 'feature_hash', 'write', 'swap', 'Bundle', 'manifest_of', 'read']
+__all__ = ["SCHEMA_VERSION", "feature_hash", "write", "swap", "Bundle", "manifest_of", "read"]
 
 # %% ../../nbs/70_release.bundle.ipynb #cell005
 SCHEMA_VERSION = 1
 _LIBRARIES = ("numpy", "polars", "scipy", "lightgbm")
 
+
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
 
 def feature_hash(columns: list[str] | tuple[str, ...]) -> str:
     "Identifies a list of features and its order."
     return hashlib.sha256("\n".join(columns).encode()).hexdigest()[:16]
 
+
 def _files(folder: Path) -> dict[str, str]:
     "Relative path to SHA-256 of every file but the manifest."
     found = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
     return {f.relative_to(folder).as_posix(): _digest(f) for f in found}
+
 
 # %% ../../nbs/70_release.bundle.ipynb #cell006
 def write(
@@ -53,7 +57,9 @@ def write(
     data_fingerprint: str = "",  # identifies the stored data
     metrics: dict | None = None,  # figures with their intervals
     student: Student | None = None,  # answers for a language model where there is no network
-    scores: dict | None = None,  # whose semantic scores it was trained on: what `opinions.account` said
+    scores: (
+        dict | None
+    ) = None,  # whose semantic scores it was trained on: what `opinions.account` said
 ) -> dict:  # the manifest
     "Write a bundle; its version is its date and the head of its content's hash."
     folder = Path(folder)
@@ -66,16 +72,29 @@ def write(
         files = _files(draft)
         content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         manifest = dict(
-            schema_version=SCHEMA_VERSION, name=name, version=f"{trained_until:%Y%m%d}-{content[:10]}", source=source,
-            trained_from=trained_from.isoformat(), trained_until=trained_until.isoformat(), written=now.isoformat(timespec="seconds"),
-            features=list(pipeline.columns), feature_hash=feature_hash(pipeline.columns), data_fingerprint=data_fingerprint,
-            metrics=metrics or {}, scores=scores or {}, libraries={lib: installed(lib) for lib in _LIBRARIES}, files=files,
-        )  # fmt: skip
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            version=f"{trained_until:%Y%m%d}-{content[:10]}",
+            source=source,
+            trained_from=trained_from.isoformat(),
+            trained_until=trained_until.isoformat(),
+            written=now.isoformat(timespec="seconds"),
+            features=list(pipeline.columns),
+            feature_hash=feature_hash(pipeline.columns),
+            data_fingerprint=data_fingerprint,
+            metrics=metrics or {},
+            scores=scores or {},
+            libraries={lib: installed(lib) for lib in _LIBRARIES},
+            files=files,
+        )
+        (draft / "manifest.json").write_text(
+            json.dumps(manifest, indent=1, default=str), encoding="utf-8"
+        )
         swap(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return manifest
+
 
 def swap(draft: Path, folder: Path) -> None:
     "Put a finished folder in its place, whatever was there."
@@ -85,6 +104,7 @@ def swap(draft: Path, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
+
 
 # %% ../../nbs/70_release.bundle.ipynb #cell008
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class Bundle:
     manifest: dict
     student: Student | None = None  # where one was carried
 
+
 def manifest_of(
     folder: Path,
 ) -> dict:
@@ -103,18 +124,41 @@ def manifest_of(
     folder = Path(folder)
     file = folder / "manifest.json"
     if not file.is_file():
-        raise BadInput("no bundle there", got=str(folder), expected="a folder with manifest.json", do="train one with `racing train`")
+        raise BadInput(
+            "no bundle there",
+            got=str(folder),
+            expected="a folder with manifest.json",
+            do="train one with `racing train`",
+        )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         expected = dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as e:
-        raise Tampered("unreadable manifest", got=type(e).__name__, expected="JSON with `files`", where=str(file)) from e
+        raise Tampered(
+            "unreadable manifest",
+            got=type(e).__name__,
+            expected="JSON with `files`",
+            where=str(file),
+        ) from e
     found = _files(folder)
     for path in sorted(found.keys() | expected.keys()):
         if found.get(path) != expected.get(path):
-            what = "file is missing" if path not in found else "file is not in the manifest" if path not in expected else "file was changed"
-            raise Tampered(what, got=found.get(path, "nothing"), expected=expected.get(path, "nothing"), where=f"{folder / path}", do="restore the bundle or train a new one")
+            what = (
+                "file is missing"
+                if path not in found
+                else "file is not in the manifest"
+                if path not in expected
+                else "file was changed"
+            )
+            raise Tampered(
+                what,
+                got=found.get(path, "nothing"),
+                expected=expected.get(path, "nothing"),
+                where=f"{folder / path}",
+                do="restore the bundle or train a new one",
+            )
     return manifest
+
 
 def read(
     folder: Path,  # what `write` wrote
@@ -122,8 +166,22 @@ def read(
     "Verify a bundle, then load it."
     folder, manifest = Path(folder), manifest_of(folder)
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise BadInput("bundle of another format", got=manifest.get("schema_version"), expected=SCHEMA_VERSION, where=str(folder), do="train a new one")
+        raise BadInput(
+            "bundle of another format",
+            got=manifest.get("schema_version"),
+            expected=SCHEMA_VERSION,
+            where=str(folder),
+            do="train a new one",
+        )
     if unknown := sorted(set(manifest["features"]) - set(names())):
-        raise BadInput("bundle with features that are no longer made", got=unknown, expected="registered features", where=str(folder), do="train a new one")
+        raise BadInput(
+            "bundle with features that are no longer made",
+            got=unknown,
+            expected="registered features",
+            where=str(folder),
+            do="train a new one",
+        )
     student = Student.load(folder / "student.json") if "student.json" in manifest["files"] else None
-    return Bundle(load_pipeline(folder / "pipeline"), History.load(folder / "history"), manifest, student)
+    return Bundle(
+        load_pipeline(folder / "pipeline"), History.load(folder / "history"), manifest, student
+    )

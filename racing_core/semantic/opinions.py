@@ -18,12 +18,27 @@ from ..memo import Cache, open_cache
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import History, build, compute
-from ..features.semantic import REPLACED, demand_coverage, fallbacks, overlay, recent_comments, subjects
+from racing_core.features.semantic import (
+    REPLACED,
+    demand_coverage,
+    fallbacks,
+    overlay,
+    recent_comments,
+    subjects,
+)
 from .student import Student, distil, taught
-from .scorer import Settings, Subject, budget_key, lookup, openai_client, prefetch
+from racing_core.semantic.scorer import (
+    Settings,
+    Subject,
+    budget_key,
+    lookup,
+    openai_client,
+    prefetch,
+)
 
 # %% auto #0
-__all__ = ['MINDS', 'Opinions', 'speak', 'origins', 'matrix_of', 'account', 'school']
+__all__ = ["MINDS", "Opinions", "speak", "origins", "matrix_of", "account", "school"]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell005
 @dataclass(frozen=True)
@@ -32,14 +47,19 @@ class Opinions:
 
     cache: Cache
     settings: Settings
-    connect: Callable[[Settings], Any] = openai_client  # settings to a client that is closed by `async with`
+    connect: Callable[[Settings], Any] = (
+        openai_client  # settings to a client that is closed by `async with`
+    )
     _busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def of(cls, home: Home, anonymise: bool | None = None) -> Opinions:
         "As the environment says; `anonymise` goes before it."
         settings = Settings.from_env()
-        return cls(open_cache(home), settings if anonymise is None else replace(settings, anonymise=anonymise))
+        return cls(
+            open_cache(home),
+            settings if anonymise is None else replace(settings, anonymise=anonymise),
+        )
 
     def ask(
         self,
@@ -48,14 +68,21 @@ class Opinions:
         now: datetime,  # decides whose day's budget is used
         progress: Callable[[str], None] = lambda step: None,
     ) -> dict:  # subjects by origin: model, cache, fallback; budget_usd and spent_usd of the day
-        "Have an answer about every jockey, trainer and horse in the cache, as far as key, budget and service allow."
-        frame, done = compute(runners, History.learn(starts.filter(pl.col("date") < runners["date"].max()))), Counter()
+        """Have an answer about every jockey, trainer and horse in the cache, as far as key, budget
+        and service allow."""
+        frame, done = (
+            compute(runners, History.learn(starts.filter(pl.col("date") < runners["date"].max()))),
+            Counter(),
+        )
         for today, facts in _days(runners, frame):
             progress(str(today["date"][0]))
             asked = subjects(today, facts, recent_comments(starts, today), self.settings.anonymise)
             done.update(prefetch(asked, self.cache, self.settings, now, self.connect))
         found = {origin: done[origin] for origin in ("model", "cache", "fallback")}
-        return found | dict(budget_usd=self.settings.daily_budget_usd, spent_usd=round(self.cache.spent(budget_key(now)), 4))
+        return found | dict(
+            budget_usd=self.settings.daily_budget_usd,
+            spent_usd=round(self.cache.spent(budget_key(now)), 4),
+        )
 
     def ask_later(
         self,
@@ -63,7 +90,8 @@ class Opinions:
         history: History,  # what facts are recalled from
         now: datetime,
     ) -> bool:  # False where there is no key, or another card is being asked about
-        "Ask about a card behind the caller's back; the next prediction of the card finds what came of it."
+        """Ask about a card behind the caller's back; the next prediction of the card finds what
+        came of it."""
         if not (self.settings.api_key and self._busy.acquire(blocking=False)):
             return False
 
@@ -71,22 +99,37 @@ class Opinions:
             try:
                 known = lookup(_who(runners), self.cache, self.settings)
                 asked = subjects(runners, compute(runners, history), {}, self.settings.anonymise)
-                prefetch([s for s in asked if (s.kind, s.id) not in known], self.cache, self.settings, now, self.connect)
+                prefetch(
+                    [s for s in asked if (s.kind, s.id) not in known],
+                    self.cache,
+                    self.settings,
+                    now,
+                    self.connect,
+                )
             finally:
                 self._busy.release()
 
         threading.Thread(target=work, daemon=True).start()
         return True
 
+
 def _days(runners: pl.DataFrame, frame: pl.DataFrame) -> zip:
     "Runners and what was computed of them, a race day at a time."
-    return zip(*(part.partition_by("date", maintain_order=True) for part in (runners, frame)), strict=True)
+    return zip(
+        *(part.partition_by("date", maintain_order=True) for part in (runners, frame)), strict=True
+    )
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell009
 def _who(today: pl.DataFrame) -> list[Subject]:
     "The subjects of one race day, without facts."
     day = today["date"][0]
-    return [Subject(kind, i, day, {}) for kind in REPLACED for i in today[f"{kind}_id"].drop_nulls().unique(maintain_order=True)]
+    return [
+        Subject(kind, i, day, {})
+        for kind in REPLACED
+        for i in today[f"{kind}_id"].drop_nulls().unique(maintain_order=True)
+    ]
+
 
 def speak(
     runners: pl.DataFrame,  # sorted by date
@@ -99,10 +142,15 @@ def speak(
     for today, facts in _days(runners, frame):
         known = lookup(_who(today), opinions.cache, opinions.settings)
         if student:
-            said = ((s, student.score(s)) for s in subjects(today, facts, {}, True) if (s.kind, s.id) not in known)
+            said = (
+                (s, student.score(s))
+                for s in subjects(today, facts, {}, True)
+                if (s.kind, s.id) not in known
+            )
             known = {(s.kind, s.id): score for s, score in said if score} | known
         parts.append(overlay(today, facts, known, opinions.settings))
     return pl.concat(parts)
+
 
 def origins(
     frame: pl.DataFrame,  # from `speak`; plain features are the fallback's
@@ -110,10 +158,15 @@ def origins(
     "Where each runner's scores come from."
     if "horse_origin" not in frame.columns:
         return [dict.fromkeys(REPLACED, "fallback")] * len(frame)
-    return [dict(zip(REPLACED, row, strict=True)) for row in frame.select(f"{kind}_origin" for kind in REPLACED).iter_rows()]
+    return [
+        dict(zip(REPLACED, row, strict=True))
+        for row in frame.select(f"{kind}_origin" for kind in REPLACED).iter_rows()
+    ]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell014
 MINDS = ("fallback", "model")
+
 
 def matrix_of(
     starts: pl.DataFrame,  # the wide frame of everything known
@@ -132,36 +185,75 @@ def matrix_of(
     demand_coverage(frame, remembered=remembered)
     return frame
 
+
 def account(
     frame: pl.DataFrame,  # rows of `matrix_of`
     opinions: Opinions | None = None,
 ) -> dict:  # mind, label; of a model also model, anonymised, cutoff, spoken (kind to share), may_remember (share of rows)
     "Whose scores these are, in words for a report and in numbers."
     if "era" not in frame.columns:
-        return dict(mind="fallback", label="Semantic scores: form lines and comments, weights learnt on earlier quarters; no language model was asked.")
+        return dict(
+            mind="fallback",
+            label=(
+                "Semantic scores: form lines and comments, weights learnt on earlier quarters; no"
+                " language model was asked."
+            ),
+        )
     s, races = opinions.settings, max(len(frame), 1)
     after = (frame["era"] == "after_cutoff").sum() / races
     spoken = {kind: float((frame[f"{kind}_origin"] != "fallback").mean() or 0) for kind in REPLACED}
     hidden = "names and dates hidden" if s.anonymise else "names and dates shown"
-    doubt = "" if after == 1 else f" CONTAMINATED: {1 - after:.0%} of these races are not known to lie after its knowledge cut-off ({s.cutoff or 'unknown'})."
+    doubt = (
+        ""
+        if after == 1
+        else (
+            f" CONTAMINATED: {1 - after:.0%} of these races are not known to lie after its"
+            f" knowledge cut-off ({s.cutoff or 'unknown'})."
+        )
+    )
     label = f"Semantic scores: {s.model}, {hidden}.{doubt}"
-    return dict(mind="model", label=label, model=s.model, anonymised=s.anonymise, cutoff=s.cutoff and str(s.cutoff), spoken=spoken, may_remember=float(1 - after))
+    return dict(
+        mind="model",
+        label=label,
+        model=s.model,
+        anonymised=s.anonymise,
+        cutoff=s.cutoff and str(s.cutoff),
+        spoken=spoken,
+        may_remember=float(1 - after),
+    )
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell017
 def school(
     runners: pl.DataFrame,  # starters of past days, sorted by date
     frame: pl.DataFrame,  # what `compute` made of them, row by row
     opinions: Opinions | None = None,  # of a model; None: the lexicon alone teaches
-) -> tuple[Student, dict[str, float]]:  # taught by all days; kind to correlation with the teacher on days not yet seen
+) -> tuple[
+    Student, dict[str, float]
+]:  # taught by all days; kind to correlation with the teacher on days not yet seen
     "A student, and how well it would have done."
     days = [_lessons(today, facts, opinions) for today, facts in _days(runners, frame)]
     kept = len(days) * 4 // 5
     if not any(days[:kept]):
-        raise BadInput("too little to teach", got=f"{len(days)} race days", expected="two race days or more with known runners")
+        raise BadInput(
+            "too little to teach",
+            got=f"{len(days)} race days",
+            expected="two race days or more with known runners",
+        )
     trial = distil(x for day in days[:kept] for x in day)
-    pairs = [(s.kind, teacher.score, own.score) for day in days[kept:] for s, teacher in day if (own := trial.score(s))]
-    alike = pl.DataFrame(pairs, schema=["kind", "teacher", "own"], orient="row").group_by("kind").agg(pl.corr("teacher", "own").fill_nan(None))
+    pairs = [
+        (s.kind, teacher.score, own.score)
+        for day in days[kept:]
+        for s, teacher in day
+        if (own := trial.score(s))
+    ]
+    alike = (
+        pl.DataFrame(pairs, schema=["kind", "teacher", "own"], orient="row")
+        .group_by("kind")
+        .agg(pl.corr("teacher", "own").fill_nan(None))
+    )
     return distil(x for day in days for x in day), dict(alike.sort("kind").iter_rows())
+
 
 def _lessons(today: pl.DataFrame, facts: pl.DataFrame, opinions: Opinions | None) -> list:
     "Subjects of a day, each with the best teacher it has; names are never taught."

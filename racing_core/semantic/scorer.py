@@ -25,11 +25,31 @@ from ..memo import Cache, once
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'KINDS', 'TEXT_LIMIT', 'Settings', 'Subject', 'Score', 'clean', 'messages', 'schema', 'parse',
-           'worst_usd', 'usage_usd', 'budget_key', 'Scorer', 'openai_client', 'prefetch', 'lookup', 'era', 'hide']
+__all__ = [
+    "PROMPT_VERSION",
+    "KINDS",
+    "TEXT_LIMIT",
+    "Settings",
+    "Subject",
+    "Score",
+    "clean",
+    "messages",
+    "schema",
+    "parse",
+    "worst_usd",
+    "usage_usd",
+    "budget_key",
+    "Scorer",
+    "openai_client",
+    "prefetch",
+    "lookup",
+    "era",
+    "hide",
+]
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell005
 PROMPT_VERSION = "1"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,15 +73,31 @@ class Settings:
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         "`RACING_LLM_MODEL`, `RACING_LLM_DAILY_BUDGET_USD` and so on, one variable for each field."
         env = os.environ if env is None else env
-        read = dict(int=int, float=float, bool=lambda s: {"1": True, "true": True, "0": False, "false": False}[s.lower()])
+        read = dict(
+            int=int,
+            float=float,
+            bool=lambda s: {"1": True, "true": True, "0": False, "false": False}[s.lower()],
+        )
         given = {}
         for name, spec in cls.__dataclass_fields__.items():
             if text := env.get(f"RACING_LLM_{name.upper()}"):
                 try:
-                    given[name] = date.fromisoformat(text) if name == "cutoff" else read.get(spec.type, str)(text)
+                    given[name] = (
+                        date.fromisoformat(text)
+                        if name == "cutoff"
+                        else read.get(spec.type, str)(text)
+                    )
                 except (ValueError, KeyError) as e:
-                    raise BadInput("a setting cannot be read", got=text, expected=spec.type, where=f"RACING_LLM_{name.upper()}") from e
-        if "api_key" not in given and urlparse(given.get("base_url", cls.base_url)).hostname == "api.x.ai":
+                    raise BadInput(
+                        "a setting cannot be read",
+                        got=text,
+                        expected=spec.type,
+                        where=f"RACING_LLM_{name.upper()}",
+                    ) from e
+        if (
+            "api_key" not in given
+            and urlparse(given.get("base_url", cls.base_url)).hostname == "api.x.ai"
+        ):
             given["api_key"] = env.get("XAI_API_KEY") or None
         return cls(**given)
 
@@ -70,15 +106,26 @@ class Settings:
         "Answers of another model or prompt are other answers."
         return self.model, PROMPT_VERSION, self.anonymise
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell008
 KINDS = {
-    "jockey": "How well is this jockey riding at present, compared with what the prices of the mounts promised?",
+    "jockey": (
+        "How well is this jockey riding at present, compared with what the prices of the mounts"
+        " promised?"
+    ),
     "trainer": "Is this trainer's stable gaining or losing momentum at present?",
-    "horse": "How fit and ready to run well is this horse today? Allow for trouble in running that cost it a better result.",
+    "horse": (
+        "How fit and ready to run well is this horse today? Allow for trouble in running that cost"
+        " it a better result."
+    ),
 }
 
+
 def _hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str).encode()
+    ).hexdigest()
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -102,6 +149,7 @@ class Subject:
         "Where a predictor looks on the day."
         return "llm:" + _hash(settings.voice, self.kind, self.id, self.day)
 
+
 @dataclass(frozen=True)
 class Score:
     "What is thought of a subject, and by whom."
@@ -113,16 +161,23 @@ class Score:
     origin: str  # model, cache, fallback or student
     model: str | None = None  # that answered
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell011
 TEXT_LIMIT = 400  # characters of any one text
+
 
 def clean(
     text: str,  # from outside
     limit: int = TEXT_LIMIT,
 ) -> str:
     "One line of visible characters without angle brackets."
-    shown = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if unicodedata.category(c) not in ("Cf", "Co", "Cs", "Cn"))
+    shown = "".join(
+        " " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c
+        for c in text
+        if unicodedata.category(c) not in ("Cf", "Co", "Cs", "Cn")
+    )
     return " ".join(shown.replace("<", "‹").replace(">", "›").split())[:limit]
+
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
@@ -130,6 +185,7 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_cleaned(v) for v in value]
     return clean(value) if isinstance(value, str) else value
+
 
 _SYSTEM = (
     "You assess one subject of a horse race for a statistical model. {question} "
@@ -139,27 +195,58 @@ _SYSTEM = (
     "trend from -1 (falling) to 1 (rising), confidence from 0 to 1 (low when there are few facts), and explanation (at most 40 words)."
 )
 
+
 def messages(subject: Subject) -> list[dict]:
     "The conversation: our rules, then the facts as data."
-    data = json.dumps({"subject": subject.label, "kind": subject.kind, "facts": _cleaned(subject.facts)}, ensure_ascii=False)
-    return [{"role": "system", "content": _SYSTEM.format(question=KINDS[subject.kind])}, {"role": "user", "content": f"<data>\n{data}\n</data>"}]
+    data = json.dumps(
+        {"subject": subject.label, "kind": subject.kind, "facts": _cleaned(subject.facts)},
+        ensure_ascii=False,
+    )
+    return [
+        {"role": "system", "content": _SYSTEM.format(question=KINDS[subject.kind])},
+        {"role": "user", "content": f"<data>\n{data}\n</data>"},
+    ]
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell014
 _RANGES = {"score": (0, 1), "trend": (-1, 1), "confidence": (0, 1)}
 _LONGEST = 4000  # characters of a reply that we are ready to read
 
+
 def schema(subject: Subject) -> dict:
     "The JSON schema of an answer; its only identifier is ours."
-    numbers = {name: {"type": "number", "minimum": lo, "maximum": hi} for name, (lo, hi) in _RANGES.items()}
-    properties = {"subject": {"type": "string", "enum": [subject.label]}, **numbers, "explanation": {"type": "string"}}
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    numbers = {
+        name: {"type": "number", "minimum": lo, "maximum": hi} for name, (lo, hi) in _RANGES.items()
+    }
+    properties = {
+        "subject": {"type": "string", "enum": [subject.label]},
+        **numbers,
+        "explanation": {"type": "string"},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
 
 @memo
 def _answer_type() -> type:
     from pydantic import ConfigDict, Field, create_model
 
-    numbers = {name: (float, Field(ge=lo, le=hi, allow_inf_nan=False)) for name, (lo, hi) in _RANGES.items()}
-    return create_model("Answer", __config__=ConfigDict(extra="forbid", strict=True), subject=(str, ...), explanation=(str, ...), **numbers)
+    numbers = {
+        name: (float, Field(ge=lo, le=hi, allow_inf_nan=False))
+        for name, (lo, hi) in _RANGES.items()
+    }
+    return create_model(
+        "Answer",
+        __config__=ConfigDict(extra="forbid", strict=True),
+        subject=(str, ...),
+        explanation=(str, ...),
+        **numbers,
+    )
+
 
 def parse(
     text: str | None,  # what the model wrote
@@ -175,15 +262,22 @@ def parse(
         a = _answer_type().model_validate_json(text)
     except ValidationError:
         return None
-    return Score(a.score, a.trend, a.confidence, clean(a.explanation, 300), "model", model) if a.subject == subject.label else None
+    return (
+        Score(a.score, a.trend, a.confidence, clean(a.explanation, 300), "model", model)
+        if a.subject == subject.label
+        else None
+    )
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell017
 _LOG = logging.getLogger("racing_core.semantic.scorer")
+
 
 def worst_usd(subject: Subject, settings: Settings) -> float:
     "The most that one attempt can cost."
     size = len(json.dumps([messages(subject), schema(subject)], ensure_ascii=False).encode())
     return (size * settings.input_usd + settings.max_output_tokens * settings.output_usd) / 1e6
+
 
 def usage_usd(usage: Any, settings: Settings) -> float | None:
     "What the service says it used; tokens of reasoning are output. None when it does not say."
@@ -193,9 +287,11 @@ def usage_usd(usage: Any, settings: Settings) -> float | None:
     written = max(getattr(usage, "completion_tokens", None) or 0, (total or 0) - read)
     return (read * settings.input_usd + written * settings.output_usd) / 1e6
 
+
 def budget_key(now: datetime) -> str:
     "The day's account."
     return f"llm-usd:{now:%Y-%m-%d}"
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell020
 @dataclass
@@ -213,9 +309,16 @@ class Scorer:
         for attempt in range(self.settings.attempts):
             if attempt:
                 await asyncio.sleep(0.5 * 2**attempt)
-            if not self.cache.spend(budget_key(self.now), worst := worst_usd(subject, self.settings), self.settings.daily_budget_usd):
+            if not self.cache.spend(
+                budget_key(self.now),
+                worst := worst_usd(subject, self.settings),
+                self.settings.daily_budget_usd,
+            ):
                 if not self.stopped:
-                    _LOG.warning("the day's budget of %.2f USD does not allow another question", self.settings.daily_budget_usd)
+                    _LOG.warning(
+                        "the day's budget of %.2f USD does not allow another question",
+                        self.settings.daily_budget_usd,
+                    )
                 self.stopped = True
                 return None
             score, again = await self._attempt(subject, worst)
@@ -226,23 +329,47 @@ class Scorer:
     async def _attempt(self, subject: Subject, worst: float) -> tuple[Score | None, bool]:
         "A score or None, and whether it is worth asking again."
         began, s = time.perf_counter(), self.settings
-        form = {"type": "json_schema", "json_schema": {"name": "assessment", "strict": True, "schema": schema(subject)}}
-        asked = dict(model=s.model, messages=messages(subject), response_format=form, max_completion_tokens=s.max_output_tokens)
+        form = {
+            "type": "json_schema",
+            "json_schema": {"name": "assessment", "strict": True, "schema": schema(subject)},
+        }
+        asked = dict(
+            model=s.model,
+            messages=messages(subject),
+            response_format=form,
+            max_completion_tokens=s.max_output_tokens,
+        )
         try:
-            reply = await asyncio.wait_for(self.client.chat.completions.create(**asked), s.attempt_s)
+            reply = await asyncio.wait_for(
+                self.client.chat.completions.create(**asked), s.attempt_s
+            )
             text, model = reply.choices[0].message.content, clean(str(reply.model), 80)
         except Exception as e:  # whatever a service does, a prediction goes on
             status = getattr(e, "status_code", None)
             if status is not None and status < 500:
                 self.cache.spend(budget_key(self.now), -worst)
-            _LOG.warning("%s not scored: %s, status %s, %.1f s", subject.kind, type(e).__name__, status, time.perf_counter() - began)
+            _LOG.warning(
+                "%s not scored: %s, status %s, %.1f s",
+                subject.kind,
+                type(e).__name__,
+                status,
+                time.perf_counter() - began,
+            )
             return None, status is None or status in (408, 409, 429) or status >= 500
         usage = getattr(reply, "usage", None)
         cost = usage_usd(usage, s)
         self.cache.spend(budget_key(self.now), (worst if cost is None else cost) - worst)
         score = parse(text, subject, model)
         tokens = (getattr(usage, "prompt_tokens", None), getattr(usage, "total_tokens", None))
-        _LOG.info("%s by %s (asked %s): tokens %s, %s USD, %s", subject.kind, model, s.model, tokens, cost, "scored" if score else "not in the schema")
+        _LOG.info(
+            "%s by %s (asked %s): tokens %s, %s USD, %s",
+            subject.kind,
+            model,
+            s.model,
+            tokens,
+            cost,
+            "scored" if score else "not in the schema",
+        )
         return score, score is None
 
     async def score(self, subject: Subject) -> str:
@@ -255,14 +382,27 @@ class Scorer:
         self.cache.put(subject.place(self.settings), answer)
         return "model" if new else "cache"
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell022
 def openai_client(settings: Settings) -> Any:
     "The real client; our own deadlines and retries replace its 600 seconds and two retries."
     from openai import AsyncOpenAI
 
-    return AsyncOpenAI(base_url=settings.base_url, api_key=settings.api_key, timeout=settings.attempt_s, max_retries=0)
+    return AsyncOpenAI(
+        base_url=settings.base_url,
+        api_key=settings.api_key,
+        timeout=settings.attempt_s,
+        max_retries=0,
+    )
 
-async def _score_all(subjects: list[Subject], connect: Callable[[Settings], Any], cache: Cache, settings: Settings, now: datetime) -> Counter:
+
+async def _score_all(
+    subjects: list[Subject],
+    connect: Callable[[Settings], Any],
+    cache: Cache,
+    settings: Settings,
+    now: datetime,
+) -> Counter:
     places, done = asyncio.Semaphore(settings.concurrency), Counter()
     async with connect(settings) as client:
         scorer = Scorer(client, cache, settings, now)
@@ -278,16 +418,20 @@ async def _score_all(subjects: list[Subject], connect: Callable[[Settings], Any]
         await asyncio.gather(*tasks, return_exceptions=True)
     return done
 
+
 def prefetch(
     subjects: list[Subject],
     cache: Cache,
     settings: Settings,
     now: datetime,
-    connect: Callable[[Settings], Any] = openai_client,  # settings to a client that is closed by `async with`
+    connect: Callable[
+        [Settings], Any
+    ] = openai_client,  # settings to a client that is closed by `async with`
 ) -> dict[str, int]:  # subjects by origin: model, cache, fallback
     "Ask about all subjects that the cache does not know yet; never raises for what a service does."
     unique, done = list({s.place(settings): s for s in subjects}.values()), Counter()
     if settings.api_key and unique:
+
         def work() -> None:
             try:
                 done.update(asyncio.run(_score_all(unique, connect, cache, settings, now)))
@@ -300,6 +444,7 @@ def prefetch(
     found = {k: done[k] for k in ("model", "cache")}
     return found | {"fallback": len(unique) - sum(found.values())}
 
+
 def lookup(
     subjects: list[Subject],  # facts are not read: kind, id and day lead to the answer
     cache: Cache,
@@ -308,7 +453,10 @@ def lookup(
     "What the cache holds for the day: one read, no question asked."
     held = cache.get_many([s.place(settings) for s in subjects])
     known = {(s.kind, s.id): held.get(s.place(settings)) for s in subjects}
-    return {who: replace(Score(**answer), origin="cache") for who, answer in known.items() if answer}
+    return {
+        who: replace(Score(**answer), origin="cache") for who, answer in known.items() if answer
+    }
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell026
 def era(
@@ -316,7 +464,14 @@ def era(
     settings: Settings,
 ) -> str:  # before_cutoff, after_cutoff or unknown
     "May the model have read how the race ended?"
-    return "unknown" if settings.cutoff is None else "before_cutoff" if day <= settings.cutoff else "after_cutoff"
+    return (
+        "unknown"
+        if settings.cutoff is None
+        else "before_cutoff"
+        if day <= settings.cutoff
+        else "after_cutoff"
+    )
+
 
 def hide(
     text: str,

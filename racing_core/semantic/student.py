@@ -19,24 +19,34 @@ from ..features.semantic import LEXICON
 from .scorer import Score, Subject
 
 # %% auto #0
-__all__ = ['Lesson', 'Student', 'distil', 'taught']
+__all__ = ["Lesson", "Student", "distil", "taught"]
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell005
 _TERMS = {term: re.compile(f"{zh}|{en}") for term, (zh, en) in LEXICON.items()}
 
+
 def _figures(subject: Subject) -> dict[str, float]:
-    return {k: float(v) for k, v in subject.facts.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {
+        k: float(v)
+        for k, v in subject.facts.items()
+        if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+
 
 def _said(subject: Subject) -> np.ndarray:
     "(terms,) mean over the comments, each counting twice the one before it."
     comments = [str(c).lower() for c in subject.facts.get("comments", [])]
-    found = np.array([[bool(p.search(c)) for p in _TERMS.values()] for c in comments], dtype=float).reshape(len(comments), len(_TERMS))
+    found = np.array(
+        [[bool(p.search(c)) for p in _TERMS.values()] for c in comments], dtype=float
+    ).reshape(len(comments), len(_TERMS))
     weight = 2.0 ** np.arange(len(comments))
     return weight @ found / max(weight.sum(), 1.0)
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell008
 _ANSWER = ("score", "trend", "confidence")
 _LOW, _HIGH = np.array([0.0, -1.0, 0.0]), np.array([1.0, 1.0, 1.0])
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -55,18 +65,31 @@ class Lesson:
         z = np.clip((x - self.mean) / self.scale, -4, 4)
         return np.concatenate([[1.0], np.nan_to_num(z), np.isnan(x), _said(subject)])
 
+
 def _lesson(subjects: list[Subject], answers: list[Score], l2: float) -> Lesson:
     names = sorted({name for s in subjects for name in _figures(s)})
-    table = np.array([[_figures(s).get(name, np.nan) for name in names] for s in subjects]).reshape(len(subjects), len(names))
+    table = np.array([[_figures(s).get(name, np.nan) for name in names] for s in subjects]).reshape(
+        len(subjects), len(names)
+    )
     known = np.maximum((~np.isnan(table)).sum(axis=0), 1)
     mean = np.nansum(table, axis=0) / known
     scale = np.sqrt(np.nansum((table - mean) ** 2, axis=0) / known)
     origins = [a.origin for a in answers]
-    empty = Lesson(names, mean.tolist(), np.where(scale > 1e-9, scale, 1.0).tolist(), [], {o: origins.count(o) for o in sorted(set(origins))})
-    Z, Y = np.stack([empty.row(s) for s in subjects]), np.array([[getattr(a, part) for part in _ANSWER] for a in answers])
+    empty = Lesson(
+        names,
+        mean.tolist(),
+        np.where(scale > 1e-9, scale, 1.0).tolist(),
+        [],
+        {o: origins.count(o) for o in sorted(set(origins))},
+    )
+    Z, Y = (
+        np.stack([empty.row(s) for s in subjects]),
+        np.array([[getattr(a, part) for part in _ANSWER] for a in answers]),
+    )
     penalty = np.diag(np.r_[1e-9, np.full(Z.shape[1] - 1, l2)])
     weights = np.linalg.solve(Z.T @ Z + penalty, Z.T @ Y)
     return Lesson(**asdict(empty) | {"weights": weights.round(9).tolist()})
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell009
 @dataclass(frozen=True)
@@ -80,19 +103,36 @@ class Student:
         if not (lesson := self.lessons.get(subject.kind)):
             return None
         answer = np.clip(lesson.row(subject) @ np.array(lesson.weights), _LOW, _HIGH)
-        return Score(*(float(a) for a in answer), explanation="distilled from " + " and ".join(lesson.teachers), origin="student")
+        return Score(
+            *(float(a) for a in answer),
+            explanation="distilled from " + " and ".join(lesson.teachers),
+            origin="student",
+        )
 
     def save(self, file: Path) -> None:
         "One JSON file, written whole or not at all."
-        write_whole(file, json.dumps({kind: asdict(lesson) for kind, lesson in self.lessons.items()}))
+        write_whole(
+            file, json.dumps({kind: asdict(lesson) for kind, lesson in self.lessons.items()})
+        )
 
     @classmethod
     def load(cls, file: Path) -> Student:
         "What `save` wrote."
         try:
-            return cls({kind: Lesson(**lesson) for kind, lesson in json.loads(file.read_text(encoding="utf-8")).items()})
+            return cls(
+                {
+                    kind: Lesson(**lesson)
+                    for kind, lesson in json.loads(file.read_text(encoding="utf-8")).items()
+                }
+            )
         except (OSError, ValueError, TypeError, AttributeError) as e:
-            raise BadInput("no student there", got=type(e).__name__, expected="a file that `Student.save` wrote", where=str(file)) from e
+            raise BadInput(
+                "no student there",
+                got=type(e).__name__,
+                expected="a file that `Student.save` wrote",
+                where=str(file),
+            ) from e
+
 
 def distil(
     examples: Iterable[tuple[Subject, Score]],  # subjects and what a teacher said of them
@@ -103,8 +143,18 @@ def distil(
     for subject, answer in examples:
         by_kind.setdefault(subject.kind, []).append((subject, answer))
     if not by_kind:
-        raise BadInput("nothing to learn from", got="no example", expected="answers of a model, or the fallback's")
-    return Student({kind: _lesson(*map(list, zip(*pairs, strict=True)), l2) for kind, pairs in sorted(by_kind.items())})
+        raise BadInput(
+            "nothing to learn from",
+            got="no example",
+            expected="answers of a model, or the fallback's",
+        )
+    return Student(
+        {
+            kind: _lesson(*map(list, zip(*pairs, strict=True)), l2)
+            for kind, pairs in sorted(by_kind.items())
+        }
+    )
+
 
 def taught(
     subjects: list[Subject],

@@ -15,11 +15,24 @@ from ..features.registry import features
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['STAGES', 'UP', 'DOWN', 'REST', 'movers', 'strongest', 'quantity', 'meaning', 'phrase', 'sentences', 'chart']
+__all__ = [
+    "STAGES",
+    "UP",
+    "DOWN",
+    "REST",
+    "movers",
+    "strongest",
+    "quantity",
+    "meaning",
+    "phrase",
+    "sentences",
+    "chart",
+]
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell005
 STAGES = ("fundamental", "residual")
 _RUNNER = ("race_id", "runner_no")
+
 
 def movers(
     pipeline: Pipeline,  # fitted
@@ -29,14 +42,26 @@ def movers(
     "A row for each runner and feature: its value, the field's, and what it added."
     there = [s for s in STAGES if getattr(pipeline, s)]
     if stage not in there:
-        raise BadInput("no such stage in this pipeline", got=stage, expected=" or ".join(there), do="`residual` needs a pipeline that was trained with odds")
+        raise BadInput(
+            "no such stage in this pipeline",
+            got=stage,
+            expected=" or ".join(there),
+            do="`residual` needs a pipeline that was trained with odds",
+        )
     columns = list(pipeline.columns)
     parts = pl.DataFrame(pipeline.contributions(matrix(frame, columns), stage), schema=columns)
-    added = pl.concat([frame.select(_RUNNER), parts], how="horizontal").unpivot(columns, index=_RUNNER, value_name="contribution")
-    values = frame.select(*_RUNNER, pl.col(columns).fill_nan(None)).unpivot(columns, index=_RUNNER, variable_name="feature")
-    return values.with_columns(
-        field_mean=pl.col("value").mean().over("race_id", "feature"), contribution=added["contribution"], factor=added["contribution"].exp()
+    added = pl.concat([frame.select(_RUNNER), parts], how="horizontal").unpivot(
+        columns, index=_RUNNER, value_name="contribution"
     )
+    values = frame.select(*_RUNNER, pl.col(columns).fill_nan(None)).unpivot(
+        columns, index=_RUNNER, variable_name="feature"
+    )
+    return values.with_columns(
+        field_mean=pl.col("value").mean().over("race_id", "feature"),
+        contribution=added["contribution"],
+        factor=added["contribution"].exp(),
+    )
+
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell011
 def strongest(
@@ -47,12 +72,24 @@ def strongest(
     place = pl.col("contribution").abs().rank("ordinal", descending=True).over(_RUNNER)
     ranked = moved.with_columns(place=place).sort(*_RUNNER, "place")
     rest = ranked.filter(pl.col("place") > n).group_by(_RUNNER, maintain_order=True)
-    others = rest.agg(feature=pl.format("{} others", pl.len()), contribution=pl.col("contribution").sum(), place=pl.lit(n + 1, ranked.schema["place"]))
-    both = pl.concat([ranked.filter(pl.col("place") <= n), others.with_columns(factor=pl.col("contribution").exp())], how="diagonal")
+    others = rest.agg(
+        feature=pl.format("{} others", pl.len()),
+        contribution=pl.col("contribution").sum(),
+        place=pl.lit(n + 1, ranked.schema["place"]),
+    )
+    both = pl.concat(
+        [
+            ranked.filter(pl.col("place") <= n),
+            others.with_columns(factor=pl.col("contribution").exp()),
+        ],
+        how="diagonal",
+    )
     return both.sort(*_RUNNER, "place").drop("place")
+
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell014
 _BARE = {"share", "position", "log ratio", "log lengths", ""}  # units that a reader does not miss
+
 
 def quantity(
     value: float | None,  # of a feature
@@ -62,14 +99,18 @@ def quantity(
     if value is None:
         return "unknown"
     size = abs(value)
-    digits = 0 if size >= 100 or value == round(value) and unit not in _BARE else 1 if size >= 10 else 2
+    digits = (
+        0 if size >= 100 or value == round(value) and unit not in _BARE else 1 if size >= 10 else 2
+    )
     return f"{value:.{digits}f}" + ("" if unit in _BARE else f" {unit}")
+
 
 def meaning(
     feature: str,  # name of a column
 ) -> tuple[str, str]:  # its unit and its formula in words, both empty for what is not a feature
     "What a column is."
     return next(((f.unit, f.formula) for f in features() if f.name == feature), ("", ""))
+
 
 def phrase(
     feature: str,
@@ -79,7 +120,11 @@ def phrase(
 ) -> str:
     "One mover in words."
     unit, _ = meaning(feature)
-    return f"{feature} {quantity(value, unit)} against the field's {quantity(field_mean, unit)}: {contribution:+.2f}"
+    return (
+        f"{feature} {quantity(value, unit)} against the field's {quantity(field_mean, unit)}:"
+        f" {contribution:+.2f}"
+    )
+
 
 def sentences(
     moved: pl.DataFrame,  # what `movers` returned
@@ -87,30 +132,66 @@ def sentences(
 ) -> pl.DataFrame:  # race_id, runner_no, feature, contribution, factor, sentence; strongest first
     "What moved each runner most, in words."
     rows = strongest(moved, n).filter(pl.col("feature").is_in(moved["feature"].unique().implode()))
-    words = [phrase(*row) for row in rows.select("feature", "value", "field_mean", "contribution").iter_rows()]
-    return rows.select(*_RUNNER, "feature", "contribution", "factor").with_columns(sentence=pl.Series(words, dtype=pl.String))
+    words = [
+        phrase(*row)
+        for row in rows.select("feature", "value", "field_mean", "contribution").iter_rows()
+    ]
+    return rows.select(*_RUNNER, "feature", "contribution", "factor").with_columns(
+        sentence=pl.Series(words, dtype=pl.String)
+    )
+
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell017
 UP, DOWN, REST = "#2f7f79", "#bf5b45", "#a8adb5"
 
+
 def _bars(ax, rows: pl.DataFrame) -> None:
     "Draw the bars and write the factor at the end of each."
     c, names = rows["contribution"].to_numpy(), rows["feature"].to_list()
-    colours = [REST if not meaning(f)[1] else UP if x > 0 else DOWN for f, x in zip(names, c, strict=True)]
+    colours = [
+        REST if not meaning(f)[1] else UP if x > 0 else DOWN for f, x in zip(names, c, strict=True)
+    ]
     ax.barh(range(len(c)), c, color=colours, height=0.62)
     reach = max(abs(c).max(initial=0.0), 0.05)
     for i, x in enumerate(c):
-        ax.text(x + (0.03 if x >= 0 else -0.03) * reach, i, f"×{rows['factor'][i]:.2f}", ha="left" if x >= 0 else "right", va="center", fontsize=8.5, color="#374151")
+        ax.text(
+            x + (0.03 if x >= 0 else -0.03) * reach,
+            i,
+            f"×{rows['factor'][i]:.2f}",
+            ha="left" if x >= 0 else "right",
+            va="center",
+            fontsize=8.5,
+            color="#374151",
+        )
     ax.set(xlim=(-1.5 * reach, 1.5 * reach), ylim=(len(c) - 0.4, -0.6))
+
 
 def _labels(ax, rows: pl.DataFrame) -> None:
     "Feature names, and under each the value beside the field's."
-    for i, (name, value, mean) in enumerate(rows.select("feature", "value", "field_mean").iter_rows()):
+    for i, (name, value, mean) in enumerate(
+        rows.select("feature", "value", "field_mean").iter_rows()
+    ):
         unit, formula = meaning(name)
-        ax.text(0.0, i - (0.19 if formula else 0), name, va="center", fontsize=9, color="#1f2937", parse_math=False)
+        ax.text(
+            0.0,
+            i - (0.19 if formula else 0),
+            name,
+            va="center",
+            fontsize=9,
+            color="#1f2937",
+            parse_math=False,
+        )
         if formula:
-            ax.text(0.0, i + 0.24, f"{quantity(value, unit)}, field {quantity(mean, unit)}", va="center", fontsize=8, color="#6b7280")
+            ax.text(
+                0.0,
+                i + 0.24,
+                f"{quantity(value, unit)}, field {quantity(mean, unit)}",
+                va="center",
+                fontsize=8,
+                color="#6b7280",
+            )
     ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+
 
 def chart(
     rows: pl.DataFrame,  # one runner's rows of `strongest`
@@ -119,7 +200,9 @@ def chart(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "explain", "font.family": "sans-serif"}):
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "explain", "font.family": "sans-serif"}
+    ):
         figure = Figure(figsize=(4.7, 0.4 * len(rows) + 0.1))
         left, right = figure.add_axes((0, 0, 0.45, 1)), figure.add_axes((0.45, 0, 0.55, 1))
         _labels(left, rows)
@@ -128,4 +211,6 @@ def chart(
         for ax in (left, right):
             ax.set_axis_off()
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]  # without the XML declaration, which has no place in a page
+    return out.getvalue()[
+        out.getvalue().index("<svg") :
+    ]  # without the XML declaration, which has no place in a page

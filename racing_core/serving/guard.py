@@ -14,10 +14,21 @@ from ..features.matrix import History
 from .contract import Card
 
 # %% auto #0
-__all__ = ['MAX_BODY', 'STALE_DAYS', 'check_source', 'time_warnings', 'card_warnings', 'known', 'stranger_warnings']
+__all__ = [
+    "MAX_BODY",
+    "STALE_DAYS",
+    "check_source",
+    "time_warnings",
+    "card_warnings",
+    "known",
+    "stranger_warnings",
+]
 
 # %% ../../nbs/81_serving.guard.ipynb #cell005
-MAX_BODY = 256 * 1024  # bytes; a card of 40 runners with every field with the longest names is about 26 kB
+MAX_BODY = (
+    256 * 1024
+)  # bytes; a card of 40 runners with every field with the longest names is about 26 kB
+
 
 def check_source(
     card: Card,
@@ -25,10 +36,18 @@ def check_source(
 ) -> None:
     "Refuse ids that the bundle would misread."
     if card.source not in (None, source):
-        raise BadInput("card of another source", got=card.source, expected=source, where="source", do="leave it out or send the card to that source's model")
+        raise BadInput(
+            "card of another source",
+            got=card.source,
+            expected=source,
+            where="source",
+            do="leave it out or send the card to that source's model",
+        )
+
 
 # %% ../../nbs/81_serving.guard.ipynb #cell008
 STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
+
 
 def time_warnings(
     date: dt.date,  # of the card
@@ -36,22 +55,41 @@ def time_warnings(
 ) -> list[str]:
     "Is the card from the bundle's past, or long after it?"
     if date <= trained_until:
-        return [f"not a forecast: the card is of {date}, the model knows races until {trained_until} and forgets horses that have run on or after the card's date"]
+        return [
+            f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
+            " and forgets horses that have run on or after the card's date"
+        ]
     age = (date - trained_until).days
-    return [f"stale: the model's last race day is {trained_until}, {age} days before the card; train a new one"] if age > STALE_DAYS else []
+    return (
+        [
+            f"stale: the model's last race day is {trained_until}, {age} days before the card;"
+            " train a new one"
+        ]
+        if age > STALE_DAYS
+        else []
+    )
+
 
 # %% ../../nbs/81_serving.guard.ipynb #cell011
 _USUAL_M = {"flat": (800, 4400)}  # over obstacles:
 _OVER_OBSTACLES_M = (2400, 7500)
 
+
 def card_warnings(card: Card) -> list[str]:
     "Values that are possible and unlikely."
     lo, hi = _USUAL_M.get(card.race_type, _OVER_OBSTACLES_M)
-    said = [] if lo <= card.distance_m <= hi else [f"distance_m {card.distance_m} is unusual for a {card.race_type} race ({lo} to {hi})"]
+    said = (
+        []
+        if lo <= card.distance_m <= hi
+        else [f"distance_m {card.distance_m} is unusual for a {card.race_type} race ({lo} to {hi})"]
+    )
     unpriced = [r.runner_no for r in card.starters if r.odds is None]
     if 0 < len(unpriced) < len(card.starters):
-        said.append(f"odds are left aside: there are none for runner {', '.join(map(str, unpriced))}")
+        said.append(
+            f"odds are left aside: there are none for runner {', '.join(map(str, unpriced))}"
+        )
     return said
+
 
 # %% ../../nbs/81_serving.guard.ipynb #cell014
 def known(
@@ -64,6 +102,7 @@ def known(
     past = history.tables[timeline].filter(pl.col("date") < frame["date"][0])
     return frame[key].is_in(past[key].implode()).fill_null(False)
 
+
 def stranger_warnings(
     frame: pl.DataFrame,  # starters of one card
     history: History,
@@ -71,9 +110,16 @@ def stranger_warnings(
     "Who has no history, in one line for each kind."
     said = []
     for kind in ("horse", "jockey", "trainer"):
-        new = frame.filter(~known(frame, history, kind, f"{kind}_id") & pl.col(f"{kind}_id").is_not_null())
+        new = frame.filter(
+            ~known(frame, history, kind, f"{kind}_id") & pl.col(f"{kind}_id").is_not_null()
+        )
         if len(new):
-            who = new.sort("runner_no").select(pl.coalesce(f"{kind}_name", f"{kind}_id")).to_series().unique(maintain_order=True)
+            who = (
+                new.sort("runner_no")
+                .select(pl.coalesce(f"{kind}_name", f"{kind}_id"))
+                .to_series()
+                .unique(maintain_order=True)
+            )
             said.append(f"no history of {kind} {', '.join(who)}")
     if not frame["course"].is_in(history.tables["draw at course"]["course"].implode())[0]:
         said.append(f"no history of course {frame['course'][0]}")

@@ -20,7 +20,8 @@ from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 
 # %% auto #0
-__all__ = ['sample_card', 'Predictor']
+__all__ = ["sample_card", "Predictor"]
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
@@ -28,12 +29,15 @@ def sample_card(
     race_id: str,
 ) -> Card:
     "The card of a race that has been run, with its closing odds."
-    rows = starts.filter(pl.col("race_id") == race_id).with_columns(jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id"))
+    rows = starts.filter(pl.col("race_id") == race_id).with_columns(
+        jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id")
+    )
     if not len(rows):
         raise BadInput("no such race", got=race_id, expected="a race_id of the store")
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
     return Card.model_validate(race | dict(runners=runners))
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
 @dataclass(frozen=True)
@@ -41,24 +45,38 @@ class Predictor:
     "Answers cards with one bundle."
 
     bundle: Bundle
-    opinions: Opinions | None = None  # read where the bundle was trained on a language model's scores; nobody is asked
+    opinions: Opinions | None = (
+        None  # read where the bundle was trained on a language model's scores; nobody is asked
+    )
 
     @classmethod
     def of(cls, bundle: Bundle, home: Home) -> Predictor:
-        "With the home's cache of semantic scores, where the bundle listens to a language model; no other opens it."
-        return cls(bundle, Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None)
+        """With the home's cache of semantic scores, where the bundle listens to a language model;
+        no other opens it."""
+        return cls(
+            bundle,
+            Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None,
+        )
 
     @property
     def speaks(self) -> bool:
         "Was the bundle trained on a language model's scores, and are there any to read?"
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
-        return s is not None and scores.get("mind") == "model" and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
+        return (
+            s is not None
+            and scores.get("mind") == "model"
+            and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
+        )
 
     def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
         runners, odds = card_frame(card, self.bundle.manifest["source"])
         frame = compute(runners, self.bundle.history)
-        return runners, odds, speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame
+        return (
+            runners,
+            odds,
+            speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame,
+        )
 
     def predict(self, card: Card) -> Prediction:
         "Ranked win probabilities that sum to one."
@@ -68,36 +86,75 @@ class Predictor:
         known = guard.known(frame, self.bundle.history, "horse", "horse_id")
         rank, m = ranks(p[stage]), self.bundle.manifest
         market, by = p.get("market", [None] * len(frame)), origins(features)
-        ranked = [self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i]) for i, r in enumerate(card.starters)]
+        ranked = [
+            self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
+            for i, r in enumerate(card.starters)
+        ]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
-        return Prediction(race_id=frame["race_id"][0], model=m["name"], version=m["version"], stage=stage, ranked=ranked, warnings=self._warnings(card, frame))
+        return Prediction(
+            race_id=frame["race_id"][0],
+            model=m["name"],
+            version=m["version"],
+            stage=stage,
+            ranked=ranked,
+            warnings=self._warnings(card, frame),
+        )
 
     @staticmethod
-    def _ranked(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
+    def _ranked(
+        runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object
+    ) -> Ranked:
         return Ranked(
-            rank=rank, runner_no=runner.runner_no, horse_id=runner.horse, horse_name=runner.horse_name, win_probability=p, fair_odds=1 / p if p else None,
-            odds=runner.odds, market_probability=market, edge=None if market is None else p * runner.odds - 1, **facts,
-        )  # fmt: skip
+            rank=rank,
+            runner_no=runner.runner_no,
+            horse_id=runner.horse,
+            horse_name=runner.horse_name,
+            win_probability=p,
+            fair_odds=1 / p if p else None,
+            odds=runner.odds,
+            market_probability=market,
+            edge=None if market is None else p * runner.odds - 1,
+            **facts,
+        )
 
     def ask_later(self, card: Card, now: dt.datetime) -> bool:  # was anybody asked?
-        "Have the language model asked about a card, if it is one that this bundle listens to; waits for nobody."
-        return self.speaks and self.opinions.ask_later(card_frame(card, self.bundle.manifest["source"])[0], self.bundle.history, now)
+        """Have the language model asked about a card, if it is one that this bundle listens to;
+        waits for nobody."""
+        return self.speaks and self.opinions.ask_later(
+            card_frame(card, self.bundle.manifest["source"])[0], self.bundle.history, now
+        )
 
     def _warnings(self, card: Card, frame: pl.DataFrame) -> list[str]:
         until = dt.date.fromisoformat(self.bundle.manifest["trained_until"])
-        return guard.time_warnings(card.date, until) + guard.card_warnings(card) + guard.stranger_warnings(frame, self.bundle.history)
+        return (
+            guard.time_warnings(card.date, until)
+            + guard.card_warnings(card)
+            + guard.stranger_warnings(frame, self.bundle.history)
+        )
 
     def explain(
         self,
         card: Card,
         top: int = 5,  # how many features for each runner
-    ) -> list[dict]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
+    ) -> list[
+        dict
+    ]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
         "The features that moved each starter most, largest first, from form alone."
         X = matrix(self._look(card)[2])
-        effects, values = self.bundle.pipeline.contributions(X), X.pick(self.bundle.pipeline.columns).values
+        effects, values = (
+            self.bundle.pipeline.contributions(X),
+            X.pick(self.bundle.pipeline.columns).values,
+        )
+
         def reasons(i: int) -> list[dict]:
             largest = np.argsort(-np.abs(effects[i]), kind="stable")[:top]
             read = ((self.bundle.pipeline.columns[j], values[i, j], effects[i, j]) for j in largest)
-            return [dict(feature=name, value=None if np.isnan(v) else float(v), effect=float(e)) for name, v, e in read]
+            return [
+                dict(feature=name, value=None if np.isnan(v) else float(v), effect=float(e))
+                for name, v, e in read
+            ]
 
-        return [dict(runner_no=r.runner_no, horse_id=r.horse, reasons=reasons(i)) for i, r in enumerate(card.starters)]
+        return [
+            dict(runner_no=r.runner_no, horse_id=r.horse, reasons=reasons(i))
+            for i, r in enumerate(card.starters)
+        ]
