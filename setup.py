@@ -47,7 +47,7 @@ setup(
     license=meta["license"],
     python_requires=f">={meta['min_python']},<3.12",
     packages=find_packages(include=["racing_core", "racing_core.*", "serve"]),
-    package_data={"racing_core": ["*.toml", "data/*.toml", "data/*.csv"]},
+    package_data={"racing_core": ["*.toml", "data/*.toml", "data/*.csv", "pages/templates/*"]},
     install_requires=meta["requirements"].split(),
     extras_require=extras,
     entry_points={
