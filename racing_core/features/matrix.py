@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
@@ -75,6 +76,19 @@ class History:
             if not t.fit
         }
         return History(self.tables | last)
+
+    def since(self, day: date) -> History:
+        """What any card of this day or later can recall: of each entity the rows from the day on and
+        the last one before it, and all that was fitted."""
+
+        def kept(t: Timeline) -> pl.DataFrame:
+            table, earlier = self.tables[t.name], pl.col("date") < day
+            is_last = earlier & (pl.int_range(pl.len()) == earlier.sum() - 1).over(t.by)
+            return table.filter(~earlier | is_last).unique(
+                (*t.by, "date"), keep="last", maintain_order=True
+            )
+
+        return History(self.tables | {t.name: kept(t) for t in timelines() if not t.fit})
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from importlib.metadata import version as installed
 from pathlib import Path
 from uuid import uuid4
@@ -21,11 +21,27 @@ from ..semantic.student import Student
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 
 # %% auto #0
-__all__ = ["SCHEMA_VERSION", "feature_hash", "write", "swap", "Bundle", "manifest_of", "read"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "REMEMBERED",
+    "feature_hash",
+    "write",
+    "swap",
+    "Bundle",
+    "manifest_of",
+    "read",
+]
 
 # %% ../../nbs/70_release.bundle.ipynb #cell005
 SCHEMA_VERSION = 1
+REMEMBERED = 60  # race days up to the end of training whose cards are answered as of their day
 _LIBRARIES = ("numpy", "polars", "scipy", "lightgbm")
+
+
+def _window(history: History, until: date) -> date:
+    "First of the last race days before the end of training."
+    days = history.tables["horse"]["date"].unique().sort()
+    return days.tail(REMEMBERED).min() or until
 
 
 def _digest(file: Path) -> str:
@@ -66,7 +82,8 @@ def write(
     draft = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
     try:
         save_pipeline(pipeline, draft / "pipeline")
-        history.latest().save(draft / "history")
+        remembered_from = _window(history, trained_until)
+        history.since(remembered_from).save(draft / "history")
         if student:
             student.save(draft / "student.json")
         files = _files(draft)
@@ -78,6 +95,7 @@ def write(
             source=source,
             trained_from=trained_from.isoformat(),
             trained_until=trained_until.isoformat(),
+            remembered_from=remembered_from.isoformat(),
             written=now.isoformat(timespec="seconds"),
             features=list(pipeline.columns),
             feature_hash=feature_hash(pipeline.columns),
@@ -115,6 +133,17 @@ class Bundle:
     history: History
     manifest: dict
     student: Student | None = None  # where one was carried
+
+    @property
+    def trained_until(self) -> date:
+        "Last day of which the model knows results."
+        return date.fromisoformat(self.manifest["trained_until"])
+
+    @property
+    def remembered_from(self) -> date:
+        "First day whose cards are answered as they would have been on the day."
+        day = self.manifest.get("remembered_from")
+        return date.fromisoformat(day) if day else self.trained_until + timedelta(1)
 
 
 def manifest_of(
