@@ -52,22 +52,19 @@ STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
 def time_warnings(
     date: dt.date,  # of the card
     trained_until: dt.date,  # last day the bundle knows
+    remembered_from: dt.date,  # first day that it can answer as of that day
 ) -> list[str]:
     "Is the card from the bundle's past, or long after it?"
     if date <= trained_until:
-        return [
-            f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
-            " and forgets horses that have run on or after the card's date"
-        ]
-    age = (date - trained_until).days
-    return (
-        [
-            f"stale: the model's last race day is {trained_until}, {age} days before the card;"
-            " train a new one"
-        ]
-        if age > STALE_DAYS
-        else []
-    )
+        forgets = " and forgets horses that have run on or after the card's date"
+        past = f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
+        return [past + (forgets if date < remembered_from else "")]
+    if (age := (date - trained_until).days) <= STALE_DAYS:
+        return []
+    return [
+        f"stale: the model's last race day is {trained_until}, {age} days before the card;"
+        " train a new one"
+    ]
 
 
 # %% ../../nbs/81_serving.guard.ipynb #cell011

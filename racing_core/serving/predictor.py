@@ -6,21 +6,31 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
-from ..release.bundle import Bundle
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
+from ..release.bundle import Bundle
 from ..semantic.opinions import Opinions, origins, speak
 from . import guard
-from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
+from racing_core.serving.contract import (
+    EXAMPLE,
+    Card,
+    Prediction,
+    Ranked,
+    RunnerIn,
+    card_frame,
+    ranks,
+)
+from .explain import EXPLAINED, Explanation, explain
 
 # %% auto #0
-__all__ = ["sample_card", "Predictor"]
+__all__ = ["sample_card", "Answer", "Predictor"]
 
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
@@ -28,7 +38,7 @@ def sample_card(
     starts: pl.DataFrame,  # the wide frame
     race_id: str,
 ) -> Card:
-    "The card of a race that has been run, with its closing odds."
+    "The card of a race that has been run, with its closing odds; `BadInput` where it cannot be one."
     rows = starts.filter(pl.col("race_id") == race_id).with_columns(
         jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id")
     )
@@ -36,27 +46,63 @@ def sample_card(
         raise BadInput("no such race", got=race_id, expected="a race_id of the store")
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
-    return Card.model_validate(race | dict(runners=runners))
+    try:
+        return Card.model_validate(race | dict(runners=runners))
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        field, got = ".".join(map(str, first["loc"])) or "card", str(first["input"])[:80]
+        what = f"a stored race that is no card: {field}: {first['msg']}"
+        raise BadInput(what, got=got, where=race_id) from e
 
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
+@dataclass(frozen=True)
+class Answer:
+    "What one bundle makes of one card."
+
+    card: Card
+    runners: pl.DataFrame  # a row per starter, by runner_no, with the pre-race columns
+    features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
+    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
+    probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
+    stage: str  # the answered one, of EXPLAINED
+
+    @property
+    def p(self) -> np.ndarray:  # (n,)
+        "The win probabilities of the answered stage."
+        return self.probabilities[self.stage]
+
+    def at(
+        self,
+        stage: str | None,  # of EXPLAINED; None: the best informed
+    ) -> Answer:
+        "The same answer by another stage; `BadInput` where that stage has nothing to say."
+        there = [s for s in EXPLAINED if s in self.probabilities]
+        if stage not in (None, *there):
+            do = "`combined` needs a price for every starter and a bundle trained with prices"
+            raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
+        return replace(self, stage=stage or there[0])
+
+
+# %% ../../nbs/82_serving.predictor.ipynb #cell011
 @dataclass(frozen=True)
 class Predictor:
     "Answers cards with one bundle."
 
     bundle: Bundle
-    opinions: Opinions | None = (
-        None  # read where the bundle was trained on a language model's scores; nobody is asked
-    )
+    opinions: Opinions | None = None  # read where the bundle listens to a model; nobody is asked
 
     @classmethod
     def of(cls, bundle: Bundle, home: Home) -> Predictor:
         """With the home's cache of semantic scores, where the bundle listens to a language model;
         no other opens it."""
-        return cls(
-            bundle,
-            Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None,
-        )
+        listens = bundle.manifest.get("scores", {}).get("mind") == "model"
+        return cls(bundle, Opinions.of(home) if listens else None)
+
+    @property
+    def source(self) -> str:
+        "Whose races the bundle was trained on."
+        return self.bundle.manifest["source"]
 
     @property
     def speaks(self) -> bool:
@@ -68,93 +114,97 @@ class Predictor:
             and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
         )
 
-    def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
-        guard.check_source(card, self.bundle.manifest["source"])
-        runners, odds = card_frame(card, self.bundle.manifest["source"])
-        frame = compute(runners, self.bundle.history)
-        return (
-            runners,
-            odds,
-            speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame,
-        )
+    def look(
+        self,
+        card: Card,
+        stage: str | None = None,  # of EXPLAINED; the best informed by default
+    ) -> Answer:
+        "All that is known of a card; `BadInput` for a card of another source."
+        guard.check_source(card, self.source)
+        runners, odds = card_frame(card, self.source)
+        features, pipeline = compute(runners, self.bundle.history), self.bundle.pipeline
+        if self.speaks:
+            features = speak(runners, features, self.opinions, self.bundle.student)
+        p = pipeline.predict(matrix(features, list(pipeline.columns)), odds)
+        return Answer(card, runners, features, odds, p, EXPLAINED[-1]).at(stage)
 
-    def predict(self, card: Card) -> Prediction:
+    def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
-        frame, odds, features = self._look(card)
-        p = self.bundle.pipeline.predict(matrix(features), odds)
-        stage = "combined" if "combined" in p else "fundamental"
-        known = guard.known(frame, self.bundle.history, "horse", "horse_id")
-        rank, m = ranks(p[stage]), self.bundle.manifest
-        market, by = p.get("market", [None] * len(frame)), origins(features)
-        ranked = [
-            self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
-            for i, r in enumerate(card.starters)
-        ]
-        ranked.sort(key=lambda r: (r.rank, r.runner_no))
+        return self.prediction(self.look(card, stage))
+
+    def explain(self, card: Card, stage: str | None = None, top: int | None = None) -> Explanation:
+        "What moved each starter, by default of the stage that `predict` answers with."
+        return self.explanation(self.look(card, stage), top)
+
+    def prediction(self, answer: Answer) -> Prediction:
+        "An answer as it is sent."
+        manifest = self.bundle.manifest
         return Prediction(
-            race_id=frame["race_id"][0],
-            model=m["name"],
-            version=m["version"],
-            stage=stage,
-            ranked=ranked,
-            warnings=self._warnings(card, frame),
+            race_id=answer.runners["race_id"][0],
+            model=manifest["name"],
+            version=manifest["version"],
+            stage=answer.stage,
+            ranked=_ranked(
+                answer, guard.known(answer.runners, self.bundle.history, "horse", "horse_id")
+            ),
+            warnings=self._warnings(answer),
         )
 
-    @staticmethod
-    def _ranked(
-        runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object
-    ) -> Ranked:
-        return Ranked(
-            rank=rank,
-            runner_no=runner.runner_no,
-            horse_id=runner.horse,
-            horse_name=runner.horse_name,
-            win_probability=p,
-            fair_odds=1 / p if p else None,
-            odds=runner.odds,
-            market_probability=market,
-            edge=None if market is None else p * runner.odds - 1,
-            **facts,
-        )
+    def explanation(self, answer: Answer, top: int | None = None) -> Explanation:
+        "Why an answer is as it is; `top` movers of each runner, all by default."
+        a = answer
+        return explain(self.bundle.pipeline, a.features, a.probabilities, a.stage, a.odds, top)
+
+    def warm(self) -> None:
+        "Answer the example card, so that the first client does not wait for lazy imports."
+        self.predict(Card.model_validate(EXAMPLE))
 
     def ask_later(self, card: Card, now: dt.datetime) -> bool:  # was anybody asked?
         """Have the language model asked about a card, if it is one that this bundle listens to;
         waits for nobody."""
         return self.speaks and self.opinions.ask_later(
-            card_frame(card, self.bundle.manifest["source"])[0], self.bundle.history, now
+            card_frame(card, self.source)[0], self.bundle.history, now
         )
 
-    def _warnings(self, card: Card, frame: pl.DataFrame) -> list[str]:
-        until = dt.date.fromisoformat(self.bundle.manifest["trained_until"])
+    def _warnings(self, answer: Answer) -> list[str]:
+        bundle = self.bundle
         return (
-            guard.time_warnings(card.date, until)
-            + guard.card_warnings(card)
-            + guard.stranger_warnings(frame, self.bundle.history)
+            guard.time_warnings(answer.card.date, bundle.trained_until, bundle.remembered_from)
+            + guard.card_warnings(answer.card)
+            + guard.stranger_warnings(answer.runners, bundle.history)
         )
 
-    def explain(
-        self,
-        card: Card,
-        top: int = 5,  # how many features for each runner
-    ) -> list[
-        dict
-    ]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
-        "The features that moved each starter most, largest first, from form alone."
-        X = matrix(self._look(card)[2])
-        effects, values = (
-            self.bundle.pipeline.contributions(X),
-            X.pick(self.bundle.pipeline.columns).values,
-        )
 
-        def reasons(i: int) -> list[dict]:
-            largest = np.argsort(-np.abs(effects[i]), kind="stable")[:top]
-            read = ((self.bundle.pipeline.columns[j], values[i, j], effects[i, j]) for j in largest)
-            return [
-                dict(feature=name, value=None if np.isnan(v) else float(v), effect=float(e))
-                for name, v, e in read
-            ]
+def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
+    "The starters, likeliest first."
+    market = answer.probabilities.get("market", [None] * len(answer.runners))
+    facts = zip(
+        answer.card.starters,
+        ranks(answer.p).tolist(),
+        answer.p.tolist(),
+        map(_plain, market),
+        known,
+        origins(answer.features),
+        strict=True,
+    )
+    ranked = [_line(r, rank, p, m, known_horse=k, scored_by=by) for r, rank, p, m, k, by in facts]
+    return sorted(ranked, key=lambda r: (r.rank, r.runner_no))
 
-        return [
-            dict(runner_no=r.runner_no, horse_id=r.horse, reasons=reasons(i))
-            for i, r in enumerate(card.starters)
-        ]
+
+def _plain(x: float | None) -> float | None:
+    return None if x is None else float(x)
+
+
+def _line(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
+    return Ranked(
+        rank=rank,
+        runner_no=runner.runner_no,
+        horse_id=runner.horse,
+        horse_name=runner.horse_name,
+        win_probability=p,
+        fair_odds=1 / p if p else None,
+        odds=runner.odds,
+        market_probability=market,
+        edge=None if market is None else p * runner.odds - 1,
+        **facts,
+    )
