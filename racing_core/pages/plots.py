@@ -16,8 +16,23 @@ import polars as pl
 from ..metrics import ece, reliability
 
 # %% auto #0
-__all__ = ['UP', 'DOWN', 'REST', 'MARKET', 'TRUTH', 'INK', 'SOFT', 'LINE', 'COLOURS', 'svg', 'ladder', 'gains', 'calibration',
-           'importance', 'growth']
+__all__ = [
+    "UP",
+    "DOWN",
+    "REST",
+    "MARKET",
+    "TRUTH",
+    "INK",
+    "SOFT",
+    "LINE",
+    "COLOURS",
+    "svg",
+    "ladder",
+    "gains",
+    "calibration",
+    "importance",
+    "growth",
+]
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell005
 UP, DOWN, REST = "#2f7f79", "#bf5b45", "#a8adb5"  # helped, hurt, all else
@@ -93,6 +108,7 @@ def _title(name: str) -> str:
         "lightgbm_softmax": "softmax trees",
     }.get(name, name)
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
 def ladder(
     shown: dict[str, dict],  # name to `r2` and `r2_ci`, in the order to draw
@@ -134,6 +150,7 @@ def ladder(
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
@@ -183,6 +200,7 @@ def gains(
         ax.spines["left"].set_visible(False)
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
 def calibration(
     given: dict[str, np.ndarray],  # name to (n,) win probabilities, a panel each
@@ -228,6 +246,7 @@ def calibration(
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell018
 def importance(
     frame: pl.DataFrame,  # feature, fundamental, and residual where there is one: mean |contribution|
@@ -255,6 +274,7 @@ def importance(
             ax.locator_params(axis="x", nbins=5)
             ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell021
 def growth(

@@ -18,8 +18,19 @@ from ..odds import centred, implied
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['PRICE', 'EXPLAINED', 'Mover', 'contributions', 'strongest', 'Explanation', 'explain', 'quantity', 'meaning', 'phrase',
-           'sentences']
+__all__ = [
+    "PRICE",
+    "EXPLAINED",
+    "Mover",
+    "contributions",
+    "strongest",
+    "Explanation",
+    "explain",
+    "quantity",
+    "meaning",
+    "phrase",
+    "sentences",
+]
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell005
 PRICE = "price"  # the mover that is no feature
@@ -44,6 +55,7 @@ class Mover:
         "All of it, the factor too."
         return asdict(self) | dict(factor=self.factor)
 
+
 # %% ../../nbs/81a_serving.explain.ipynb #cell008
 EXPLAINED = ("combined", "fundamental")
 
@@ -67,6 +79,7 @@ def contributions(
         [price, pipeline.contributions(X, "residual")]
     )
 
+
 # %% ../../nbs/81a_serving.explain.ipynb #cell012
 def strongest(
     movers: list[Mover],  # of one runner
@@ -79,6 +92,7 @@ def strongest(
     rest = ranked[n:]
     total = sum(m.contribution for m in rest)
     return [*ranked[:n], Mover(rest[0].runner_no, f"{len(rest)} others", None, None, total)]
+
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell015
 @dataclass(frozen=True)
@@ -135,6 +149,7 @@ def explain(
     utility = np.log(p[stage])
     miss = parts.sum(axis=1) - centred(utility, X.race)
     return Explanation(stage, float(utility.mean()), tuple(movers), float(np.abs(miss).max()))
+
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell020
 _BARE = {"share", "position", "log ratio", "log lengths", ""}  # units that a reader does not miss

@@ -30,7 +30,8 @@ from racing_core.serving.contract import (
 from .explain import EXPLAINED, Explanation, explain
 
 # %% auto #0
-__all__ = ['sample_card', 'Answer', 'Predictor']
+__all__ = ["sample_card", "Answer", "Predictor"]
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
@@ -52,6 +53,7 @@ def sample_card(
         field, got = ".".join(map(str, first["loc"])) or "card", str(first["input"])[:80]
         what = f"a stored race that is no card: {field}: {first['msg']}"
         raise BadInput(what, got=got, where=race_id) from e
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Answer:
             do = "`combined` needs a price for every starter and a bundle trained with prices"
             raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
         return replace(self, stage=stage or there[0])
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell011
 @dataclass(frozen=True)
