@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from .html import render
 from .plots import DOWN, INK, REST, SOFT, UP, svg
-from ..serving.explain import PRICE, Explanation, Mover, meaning, quantity
+from ..serving.explain import PRICE, Explanation, Mover, meaning, quantity, times
 
 # %% auto #0
 __all__ = ["PRICED", "chart", "reasons"]
@@ -37,7 +37,7 @@ def _bars(ax: Any, rows: list[Mover]) -> None:
             cut, slant = 0.86 * end, 0.03 * reach
             ax.plot([cut - slant, cut + slant], [i + 0.4, i - 0.4], color="white", lw=3)
         word = dict(ha="left" if side > 0 else "right", va="center", fontsize=8.5, color="#374151")
-        ax.text(end + 0.03 * side * reach, i, f"×{m.factor:.2f}", **word)
+        ax.text(end + 0.03 * side * reach, i, times(m.factor), **word)
     ax.set(xlim=(-1.5 * reach, 1.5 * reach), ylim=(len(rows) - 0.4, -0.6))
 
 
@@ -66,7 +66,7 @@ def chart(
     right.axvline(0, color="#d1d5db", lw=0.8, zorder=0)
     for ax in (left, right):
         ax.set_axis_off()
-    said = ", ".join(f"{m.feature} ×{m.factor:.2f}" for m in rows)
+    said = ", ".join(f"{m.feature} {times(m.factor)}" for m in rows)
     return Markup(svg(figure, f"what moved number {rows[0].runner_no}: {said}"))
 
 
@@ -74,7 +74,7 @@ def chart(
 def _spoken(m: Mover) -> dict[str, str]:
     unit = meaning(m.feature)[0]
     own, field = quantity(m.value, unit), quantity(m.field_mean, unit)
-    return dict(feature=m.feature, own=own, field=field, factor=f"{m.factor:.2f}")
+    return dict(feature=m.feature, own=own, field=field, factor=times(m.factor))
 
 
 def reasons(

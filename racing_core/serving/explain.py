@@ -27,6 +27,7 @@ __all__ = [
     "Explanation",
     "explain",
     "quantity",
+    "times",
     "meaning",
     "phrase",
     "sentences",
@@ -154,8 +155,8 @@ def explain(
 # %% ../../nbs/81a_serving.explain.ipynb #cell020
 _BARE = {"share", "position", "log ratio", "log lengths", ""}  # units that a reader does not miss
 _PRICE = (
-    "share",
-    "1 / odds over the race's sum; worth what the market makes of it, longshot bias corrected",
+    "%",
+    "1 / odds over the race's sum; it counts as the market's opinion, longshot bias corrected",
 )
 
 
@@ -166,9 +167,18 @@ def quantity(
     "A value as people write it."
     if value is None:
         return "unknown"
+    if unit == "%":
+        return f"{value:.0%}"
     size, whole = abs(value), value == round(value) and unit not in _BARE
     digits = 0 if size >= 100 or whole else 1 if size >= 10 else 2
     return f"{value:.{digits}f}" + ("" if unit in _BARE else f" {unit}")
+
+
+def times(
+    factor: float,  # on the odds of winning
+) -> str:
+    "A factor as people write it: ×1.03, ×16, ×0.004."
+    return f"×{factor:.{2 if 0.1 <= factor < 10 else 0 if factor >= 10 else 3}f}"
 
 
 def meaning(
