@@ -20,7 +20,7 @@ from ..data.store import Store, sources
 from ..errors import BadInput, RacingError
 from . import why
 from .html import render
-from ..release.bundle import REMEMBERED, read
+from ..release.bundle import read
 from ..release.registry import aliases, locate
 from ..serving.contract import Prediction, Ranked
 from ..serving.explain import Explanation
@@ -63,7 +63,7 @@ class Book:
     @property
     def trained_until(self) -> date:
         "Last day of which the model knows results."
-        return self.predictor.bundle.trained_until
+        return self.predictor.trained_until
 
     def days(self) -> list[tuple[str, date]]:  # (label, day), latest first
         "The race days there are to choose from."
@@ -87,22 +87,19 @@ class Book:
 def open_book(
     home: Home,
     bundle: str | Path = "champion",  # alias, version or folder
-    before: int = REMEMBERED,  # race days to show up to the end of training; the bundle may know fewer
+    before: int | None = None,  # race days up to the end of training; all remembered by default
 ) -> Book:
     "Read a bundle and the races to show."
-    found = read(locate(home, bundle))
-    predictor = Predictor.of(found, home)
-    starts = Store(home, predictor.source).starts(since=found.remembered_from)
-    days = starts["date"].unique().sort()
-    past = days.filter(days <= found.trained_until)
-    shown = starts.filter(~pl.col("date").is_in(past.head(max(len(past) - before, 0)).implode()))
+    predictor = Predictor.of(read(locate(home, bundle)), home)
+    first = predictor.remembers_from
+    shown = Store(home, predictor.source).starts(since=first)
+    if before is not None:
+        past = shown.filter(pl.col("date") <= predictor.trained_until)["date"].unique().sort()
+        dropped = past.head(max(len(past) - before, 0)).implode()
+        shown = shown.filter(~pl.col("date").is_in(dropped))
     if shown.is_empty():
-        raise BadInput(
-            "no stored race to show",
-            got=f"source {predictor.source}",
-            expected=f"races from {found.remembered_from}",
-            do="see `racing ingest --help`",
-        )
+        source, do = f"source {predictor.source}", "see `racing ingest --help`"
+        raise BadInput("no stored race to show", got=source, expected=f"races from {first}", do=do)
     return Book(predictor, shown)
 
 

@@ -134,7 +134,7 @@ def explain(
     top: int | None = None,  # movers of each runner; all by default
 ) -> Explanation:
     "Take the answer of one stage apart."
-    X = matrix(frame, list(pipeline.columns))
+    X = matrix(frame, pipeline.columns)
     names, parts = contributions(pipeline, X, stage, p.get("market"))
     values = _values(frame, names, implied(odds, X.race) if PRICE in names else None)
     means = values.mean().row(0)

@@ -52,13 +52,13 @@ STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
 def time_warnings(
     date: dt.date,  # of the card
     trained_until: dt.date,  # last day the bundle knows
-    remembered_from: dt.date,  # first day that it can answer as of that day
+    remembers_from: dt.date,  # first day that it can answer as of that day
 ) -> list[str]:
     "Is the card from the bundle's past, or long after it?"
     if date <= trained_until:
         forgets = " and forgets horses that have run on or after the card's date"
         past = f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
-        return [past + (forgets if date < remembered_from else "")]
+        return [past + (forgets if date < remembers_from else "")]
     if (age := (date - trained_until).days) <= STALE_DAYS:
         return []
     return [

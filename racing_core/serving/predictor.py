@@ -105,6 +105,17 @@ class Predictor:
         return self.bundle.manifest["source"]
 
     @property
+    def trained_until(self) -> dt.date:
+        "Last day of which the bundle knows results."
+        return dt.date.fromisoformat(self.bundle.manifest["trained_until"])
+
+    @property
+    def remembers_from(self) -> dt.date:
+        "First day whose cards are answered as of that day."
+        day = self.bundle.manifest.get("remembers_from")
+        return dt.date.fromisoformat(day) if day else self.trained_until + dt.timedelta(1)
+
+    @property
     def speaks(self) -> bool:
         "Was the bundle trained on a language model's scores, and are there any to read?"
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
@@ -122,10 +133,12 @@ class Predictor:
         "All that is known of a card; `BadInput` for a card of another source."
         guard.check_source(card, self.source)
         runners, odds = card_frame(card, self.source)
-        features, pipeline = compute(runners, self.bundle.history), self.bundle.pipeline
+        pipeline = self.bundle.pipeline
+        columns = None if self.speaks else pipeline.columns  # a mind replaces columns that few read
+        features = compute(runners, self.bundle.history, columns)
         if self.speaks:
             features = speak(runners, features, self.opinions, self.bundle.student)
-        p = pipeline.predict(matrix(features, list(pipeline.columns)), odds)
+        p = pipeline.predict(matrix(features, pipeline.columns), odds)
         return Answer(card, runners, features, odds, p, EXPLAINED[-1]).at(stage)
 
     def predict(self, card: Card, stage: str | None = None) -> Prediction:
@@ -169,7 +182,7 @@ class Predictor:
     def _warnings(self, answer: Answer) -> list[str]:
         bundle = self.bundle
         return (
-            guard.time_warnings(answer.card.date, bundle.trained_until, bundle.remembered_from)
+            guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
             + guard.card_warnings(answer.card)
             + guard.stranger_warnings(answer.runners, bundle.history)
         )
