@@ -174,35 +174,41 @@ def agree(
 # --- what they say
 
 
-def test_thirty_days_of_cards_get_one_answer(place, book, later, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def champion(place):
     with service(place, "champion") as client:
-        answers = agree(place, "champion", book, later, client, tmp_path, capsys)
-        some = later[:: len(later) // 10]
-        for race_id in some:  # without prices too
-            card = sample_card(book.starts, race_id)
-            bare = card.model_copy(
-                update=dict(runners=[r.model_copy(update=dict(odds=None)) for r in card.runners])
-            )
-            sent = json.loads(bare.model_dump_json(exclude_none=True))
-            form = client.post(PREDICT, json=sent).json()
-            told = raceday.sheet(book, race_id, "fundamental").prediction
-            assert form["stage"] == told.stage == "fundamental"
-            assert [(r["runner_no"], r["win_probability"]) for r in form["ranked"]] == [
-                (r.runner_no, r.win_probability) for r in told.ranked
-            ]
+        yield client
+
+
+def test_thirty_days_of_cards_get_one_answer(place, book, champion, later, tmp_path, capsys):
+    answers = agree(place, "champion", book, later, champion, tmp_path, capsys)
     assert len(answers) > 200 and {a["stage"] for a in answers.values()} == {"combined"}
     assert not [w for a in answers.values() for w in a["warnings"] if "not a forecast" in w]
 
 
+def test_form_alone_is_what_a_card_without_prices_gets(book, champion, later):
+    for race_id in later[:: len(later) // 10]:
+        card = sample_card(book.starts, race_id)
+        runners = [r.model_copy(update=dict(odds=None)) for r in card.runners]
+        bare = card.model_copy(update=dict(runners=runners))
+        form = champion.post(
+            PREDICT, json=json.loads(bare.model_dump_json(exclude_none=True))
+        ).json()
+        told = raceday.sheet(book, race_id, "fundamental").prediction
+        assert form["stage"] == told.stage == "fundamental"
+        assert [(r["runner_no"], r["win_probability"]) for r in form["ranked"]] == [
+            (r.runner_no, r.win_probability) for r in told.ranked
+        ]
+
+
 def test_cards_from_inside_the_training_period_get_one_answer_as_of_their_day(
-    place, book, tmp_path, capsys
+    place, book, champion, tmp_path, capsys
 ):
     past = book.starts.filter(pl.col("date") <= book.trained_until)
     ids = past["race_id"].unique(maintain_order=True).to_list()
     assert past["date"].n_unique() == 60
-    with service(place, "champion") as client:
-        few = ids[:: len(ids) // 9]
-        answers = agree(place, "champion", book, few, client, tmp_path, capsys)
+    few = ids[:: len(ids) // 9]
+    answers = agree(place, "champion", book, few, champion, tmp_path, capsys)
     assert len(answers) >= 9
     assert all("not a forecast" in a["warnings"][0] for a in answers.values())
     assert not [w for a in answers.values() for w in a["warnings"] if "forgets" in w]
