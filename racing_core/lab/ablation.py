@@ -14,9 +14,9 @@ import polars as pl
 from .. import starts as st
 from ..errors import BadInput
 from .backtest import Progress
-from ..features.matrix import Matrix, build, matrix
+from ..features.matrix import build, matrix
 from ..features.registry import FAMILIES, features
-from ..folds import Window, split, warm
+from ..folds import Races, Window, split, warm
 from ..metrics import delta_r2, uniform
 from ..models.base import Outcomes
 from ..models.linear import ConditionalLogit
@@ -79,12 +79,10 @@ def _sides(
     return found
 
 
-def _foreseen(
-    X: Matrix, y: Outcomes, odds: np.ndarray, walk: Sides, make: Callable[[], Pipeline]
-) -> dict[str, np.ndarray]:
+def _foreseen(races: Races, walk: Sides, make: Callable[[], Pipeline]) -> dict[str, np.ndarray]:
     "Probabilities of all test rows, window after window."
     parts = [
-        make().fit(X, y, odds, train, tune).predict(X.rows(test), odds[test])
+        make().fit(races, train, tune).predict(races.X.rows(test), races.odds[test])
         for train, tune, test in walk
     ]
     return {
@@ -130,7 +128,7 @@ def ablate(
     X, y, found = matrix(build(starts) if frame is None else frame), Outcomes.of(starts), {}
     for i, (name, families) in enumerate(sets().items()):
         progress(name, (i + 1) / (len(sets()) + 1))
-        found[name] = _foreseen(X.pick(columns(families)), y, odds, walk, make)
+        found[name] = _foreseen(Races(X.pick(columns(families)), y, odds, dates), walk, make)
     tested = np.any([test for *_, test in walk], axis=0)
     race = np.unique(X.race[tested], return_inverse=True)[1]
     rows = [

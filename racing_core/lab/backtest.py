@@ -22,7 +22,7 @@ from ..betting.staking import cap, fractional_kelly, minimum_edge
 from ..errors import BadInput
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build, matrix
-from ..folds import Window, split, warm
+from ..folds import Races, Window, split, warm
 from ..metrics import brier, delta_r2, summary, tripwires, uniform, uniform_logloss
 from ..models.base import Outcomes
 from ..odds import has_market, implied, overround
@@ -118,7 +118,7 @@ def backtest(
     frame = build(starts) if frame is None else frame
     X, y = matrix(frame), Outcomes.of(starts)
     odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    windows = split(dates, test_from, test_to)
+    windows, races = split(dates, test_from, test_to), Races(X, y, odds, dates)
     decided, priced = _comparable(starts)
     ready, pipelines, parts = decided & warm(dates, windows[0].tune_from), [], []
     for i, window in enumerate(windows):
@@ -126,7 +126,7 @@ def backtest(
         def told(step: str, i: int = i, window: Window = window) -> None:
             progress(f"{window.test_from.year}: {step}", (i + 0.5) / len(windows))
 
-        pipelines.append(make().fit(X, y, odds, window.train & ready, window.tune & decided, told))
+        pipelines.append(make().fit(races, window.train & ready, window.tune & decided, told))
         test = window.test & decided & priced
         if not test.any():
             raise BadInput(

@@ -22,6 +22,7 @@ from ..errors import BadInput
 from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build, matrix
+from ..folds import Races as Rows
 from ..folds import Window, split, warm
 from ..market import likelihood_weights, market_utility
 from ..metrics import delta_r2, summary, tripwires
@@ -177,7 +178,7 @@ def _window(
     found, K, told = _opinions(r, entries, cache, progress)
     T = r.rows(r.test)
     progress("best predictor", 0.96)
-    best = entries.make().fit(r.X, r.y, r.odds, r.past & ~r.later, r.later)
+    best = entries.make().fit(Rows(r.X, r.y, r.odds, r.dates), r.past & ~r.later, r.later)
     p = best.predict(T.X, T.odds)
     found["single_best"] = found[
         told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))
