@@ -182,7 +182,7 @@ def _window(
     scored = _scored(races, step, entries, cache, progress)
     T, own = scored.test, scored.past.rows(scored.tune)
     progress("best predictor", 0.96)
-    best = entries.make().fit(races.X, races.y, races.odds, step.train, step.tune)
+    best = entries.make().fit(races, step.train, step.tune)
     p = best.predict(T.X, T.odds)
     single = _best_single(scored, list(entries.zoo))
     scored.opinions["single_best"] = scored.opinions[single]
