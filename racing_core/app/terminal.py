@@ -8,11 +8,13 @@ __all__ = ["plain", "near", "Shared", "Bar", "scoreboard", "standings"]
 # %% ../../nbs/93a_app.terminal.ipynb #cell002
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..config import Home
+from ..config import home as home_of
+from ..errors import BadInput
 
 
 # %% ../../nbs/93a_app.terminal.ipynb #cell005
@@ -43,7 +45,16 @@ class Shared:
 
     out: TextIO  # standard output as it was at the start
     json: bool  # one JSON object instead of text
-    home: Home | None = None
+    home: Home = field(default_factory=home_of)  # as the environment says, until it is named
+    named: bool = False  # was the home named on the command line?
+
+    def settle(self, root: Path) -> None:
+        "Take the home that was named; another one beside it is refused."
+        home = home_of(root)
+        if self.named and home != self.home:
+            got = f"{self.home.root} and {home.root}"
+            raise BadInput("--home is given twice", got=got, expected="one home")
+        self.home, self.named = home, True
 
     def answer(self, facts: dict, text: str) -> None:
         "The one answer of a command."
