@@ -183,6 +183,21 @@ def test_unknown_horses_are_answered_and_named(client):
     )
 
 
+def test_where_no_horse_is_known_no_edge_is_claimed(predictor, card):
+    def ask(*known: int):
+        runners = [
+            r if r.runner_no in known else r.model_copy(update=dict(horse_id=f"new {r.runner_no}"))
+            for r in card.runners
+        ]
+        return predictor.predict(card.model_copy(update=dict(runners=runners)))
+
+    strangers, one = ask(), ask(card.runners[0].runner_no)
+    assert strangers.stage == "combined" and all(r.edge is None for r in strangers.ranked)
+    assert any(w.startswith("no edge") for w in strangers.warnings)
+    assert all(r.edge is not None for r in one.ranked)
+    assert not any(w.startswith("no edge") for w in one.warnings)
+
+
 def test_the_sample_card_is_answered(client):
     reply = client.post(
         PREDICT, content=(ROOT / "data" / "sample" / "card.json").read_bytes(), headers=JSON
