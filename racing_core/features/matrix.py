@@ -20,6 +20,7 @@ from racing_core.features import (
     connections,
     form,
     interaction,
+    pace,
     semantic,
     weather,
 )
