@@ -18,7 +18,7 @@ def wins_by_value(
     parts: int = 8,  # groups to cut them into
 ) -> pl.DataFrame:  # a row per group: value (its mean), wins (over those of even chances), runners
     "How often runners won, from the lowest values of a feature to the highest."
-    part = pl.col("value").rank("max") * parts / pl.len()
+    part = pl.col("value").rank() * parts / pl.len()  # ties share their mean rank, so a group
     return (
         starts.select(
             value=value.cast(pl.Float64), won=winners(starts), even=1 / pl.col("n_starters")
