@@ -16,10 +16,9 @@ from .bundle import write
 from ..config import Home
 from ..data.store import Store
 from ..errors import BadInput
-from ..lab.backtest import warm
 from ..features.matrix import History, matrix
 from ..semantic.opinions import Opinions, account, matrix_of, school
-from ..folds import split
+from ..folds import split, warm
 from ..metrics import delta_r2, summary
 from ..models.base import Outcomes
 from ..odds import has_market
