@@ -153,23 +153,21 @@ def ladder(
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
+def _gain_rows(by_year: pl.DataFrame, figures: dict) -> list[tuple]:
+    "Name, races, ΔR², low and high of each year and of all together; one year alone stands for all."
+    columns = ("year", "races", "delta_r2", "low", "high")
+    years = [(f"{y}", *rest) for y, *rest in by_year.select(columns).iter_rows()]
+    name = "all years" if len(years) > 1 else years[0][0]
+    whole = (name, figures["races"], figures["delta_r2"], *figures["delta_r2_ci"])
+    return [*(years if len(years) > 1 else []), whole]
+
+
 def gains(
     by_year: pl.DataFrame,  # year, races, delta_r2, low, high
     figures: dict,  # races, delta_r2 and delta_r2_ci of all years together
 ) -> Any:  # figure
     "ΔR² over the recalibrated market, by year and in all, with 95% intervals."
-    years = [
-        (f"{y}", *rest)
-        for y, *rest in by_year.select("year", "races", "delta_r2", "low", "high").iter_rows()
-    ]
-    rows = (years if len(years) > 1 else []) + [
-        (
-            "all years" if len(years) > 1 else years[0][0],
-            figures["races"],
-            figures["delta_r2"],
-            *figures["delta_r2_ci"],
-        )
-    ]
+    rows = _gain_rows(by_year, figures)
     with _figure(8.6, 0.36 * len(rows) + 0.7) as (figure, ax):
         for i, (_, _, value, low, high) in enumerate(rows):
             colour = (
@@ -202,6 +200,25 @@ def gains(
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
+def _panel(ax: Any, name: str, p: np.ndarray, win: np.ndarray, bins: int) -> None:
+    "The reliability of one set of probabilities, on logarithmic axes."
+    r = reliability(p, win, bins).filter(pl.col("win_rate") > 0)
+    colour = COLOURS.get(name, _PALE)
+    low = 0.5 * min(r["p"].min(), r["win_rate"].min())
+    high = min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max()))
+    ax.plot([low, high], [low, high], color=REST, lw=1, ls=(0, (4, 3)), zorder=0)
+    bar = dict(color=colour, lw=4, alpha=0.3, capstyle="round")
+    ax.vlines(r["p"], r["low"].clip(low), r["high"], **bar)
+    ax.plot(r["p"], r["win_rate"], "o", color=colour, ms=5.5)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    ax.set(xlabel="win probability given", title=f"{_title(name)}, ECE {ece(p, win):.4f}")
+    ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if low < t < high]
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    ax.grid()
+
+
 def calibration(
     given: dict[str, np.ndarray],  # name to (n,) win probabilities, a panel each
     win: np.ndarray,  # (n,) 1/k for each of k winners, else 0
@@ -210,39 +227,7 @@ def calibration(
     "Reliability diagrams with 95% intervals."
     with _figure(8.6, 4.2, len(given)) as (figure, axes):
         for ax, (name, p) in zip(np.atleast_1d(axes), given.items(), strict=True):
-            r, colour = (
-                reliability(p, win, bins).filter(pl.col("win_rate") > 0),
-                COLOURS.get(name, _PALE),
-            )
-            ends = [
-                0.5 * min(r["p"].min(), r["win_rate"].min()),
-                min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max())),
-            ]
-            ax.plot(ends, ends, color=REST, lw=1, ls=(0, (4, 3)), zorder=0)
-            ax.vlines(
-                r["p"],
-                r["low"].clip(ends[0]),
-                r["high"],
-                color=colour,
-                lw=4,
-                alpha=0.3,
-                capstyle="round",
-            )
-            ax.plot(r["p"], r["win_rate"], "o", color=colour, ms=5.5)
-            ax.set(
-                xscale="log",
-                yscale="log",
-                xlim=ends,
-                ylim=ends,
-                aspect="equal",
-                xlabel="win probability given",
-                title=f"{_title(name)}, ECE {ece(p, win):.4f}",
-            )
-            ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if ends[0] < t < ends[1]]
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_ticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
-                axis.set_ticks([], minor=True)
-            ax.grid()
+            _panel(ax, name, p, win, bins)
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 

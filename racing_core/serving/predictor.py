@@ -201,6 +201,8 @@ def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
         strict=True,
     )
     ranked = [_line(r, rank, p, m, known_horse=k, scored_by=by) for r, rank, p, m, k, by in facts]
+    if not known.any():  # then the prices know more than we do
+        ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
     return sorted(ranked, key=lambda r: (r.rank, r.runner_no))
 
 
