@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_data_http import KEY, PASSWORD, SECRETS, USER, Loopback, first, only_loopback, status
 
 from racing_core.config import Home
-from racing_core.data import hkjc, netkeiba, racingapi, weather
+from racing_core.data import hkjc, netkeiba, racejson, weather
 from racing_core.data.fetch import CURSOR, NAMES, fetch, spans
 from racing_core.data.http import Limits, Unreachable
 from racing_core.data.store import Store
@@ -471,7 +471,7 @@ def test_no_answer_breaks_the_parser(data, kind):
         )
         if isinstance(target, dict) and target:
             target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON)
-    done = racingapi.parse([("page", [*races, data.draw(JSON)])], kind)
+    done = racejson.parse([("page", [*races, data.draw(JSON)])], kind)
     r = done.reconciliation
     assert r["rows_read"] == r["duplicates"] + r["quarantined"] + r["non_runners"] + r["starters"]
     assert all(not len(violations(df, TABLES[name])) for name, df in done.tables.items())

@@ -86,49 +86,42 @@ def _z(x: np.ndarray, surprise: np.ndarray, p: np.ndarray, race: np.ndarray) -> 
     return float(x @ surprise / np.sqrt(max(variance.sum(), 1e-12)))
 
 
+def _within_race(
+    x: np.ndarray,  # (n,) a feature, nan where missing
+    race: np.ndarray,  # (n,) race codes
+) -> dict[str, np.ndarray]:  # (n,) each
+    "The feature's value and its missingness, each less its mean in the race."
+    missing, size = np.isnan(x), np.bincount(race)
+    known = np.where(missing, 0, x)
+    level = np.bincount(race, known) / np.maximum(np.bincount(race, ~missing), 1)
+    share = np.bincount(race, missing) / size
+    return {"value": np.where(missing, 0, x - level[race]), "missing": missing - share[race]}
+
+
 def screen(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
     columns: list[str] | None = None,  # features to screen; all registered ones by default
-) -> (
-    pl.DataFrame
-):  # year, feature, kind (value or missing), rows that are missing, z; largest |z| first
+) -> pl.DataFrame:  # year, feature, kind (value or missing), rows missing, z; largest |z| first
     """Residual z-score on the market, by year, of every feature and of every missing value; none
     from fewer than `ENOUGH` runners, where it is not normal."""
     race = st.race_codes(starts)
-    usable = (
-        has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
-        & (np.bincount(race, st.winners(starts)) > 0)
-    )[race]
+    priced = has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
+    usable = (priced & (np.bincount(race, st.winners(starts)) > 0))[race]
     frame, starts = frame.filter(usable), starts.filter(usable)
     race, years, rows = st.race_codes(starts), starts["date"].dt.year().to_numpy(), []
-    p, size = implied(starts["odds"].to_numpy(), race), np.bincount(race)
+    p = implied(starts["odds"].to_numpy(), race)
     surprise = st.winners(starts) - p
     for name in names() if columns is None else columns:
         x = frame[name].cast(pl.Float64).to_numpy()
-        missing = np.isnan(x)
-        level = np.bincount(race, np.where(missing, 0, x)) / np.maximum(
-            np.bincount(race, ~missing), 1
-        )
-        kinds = {
-            "value": np.where(missing, 0, x - level[race]),
-            "missing": missing - (np.bincount(race, missing) / size)[race],
-        }
+        kinds = _within_race(x, race)
         for year in np.unique(years):
             now = years == year
-            code, lost = np.unique(race[now], return_inverse=True)[1], int(missing[now].sum())
+            code, lost = np.unique(race[now], return_inverse=True)[1], int(np.isnan(x[now]).sum())
             seen = {"value": now.sum() - lost, "missing": min(lost, now.sum() - lost)}
-            rows += [
-                dict(
-                    year=int(year),
-                    feature=name,
-                    kind=kind,
-                    missing=lost,
-                    z=_z(v[now], surprise[now], p[now], code),
-                )
-                for kind, v in kinds.items()
-                if seen[kind] >= ENOUGH
-            ]
+            for kind in (k for k in kinds if seen[k] >= ENOUGH):
+                z = _z(kinds[kind][now], surprise[now], p[now], code)
+                rows.append(dict(year=int(year), feature=name, kind=kind, missing=lost, z=z))
     return pl.DataFrame(rows, schema=SCREENED).sort(pl.col("z").abs(), descending=True)
 
 
