@@ -337,30 +337,23 @@ def _fill(
     rows: pl.DataFrame, table: Table, quarantine: Quarantine, whole: bool = True
 ) -> pl.DataFrame:
     """The rows as a canonical table; what breaks its rules is quarantined, with its race when
-    `whole`, alone otherwise. One fault a row is enough."""
+    `whole`, alone otherwise. One fault a row is enough, unless it spoilt no more than its cell."""
     df = conform(rows.select(c for c in rows.columns if c in table.columns), table)
     broken = violations(df, table)
-    where = (
-        rows.with_row_index("at")
-        .select("at", "file", "row", "race_id")
-        .join(quarantine.faults, on=["file", "row"], how="anti")
-    )
+    told = quarantine.faults
+    if whole:
+        told = told.filter(pl.col("race_id").is_in(list(quarantine.races)))
+    at = rows.with_row_index("at").select("at", "file", "row", "race_id")
+    where = at.join(told, on=["file", "row"], how="anti")
     for (column, expected), faults in broken.group_by("column", "expected", maintain_order=True):
-        quarantine.add(
-            faults.select(pl.col("row").alias("at"), pl.col("got")).join(where, on="at"),
-            column,
-            expected,
-            whole,
-        )
-    spoilt = (
-        pl.col("race_id").is_in(list(quarantine.races))
-        if whole
-        else pl.int_range(pl.len()).is_in(broken["row"].to_list())
-    )
-    return df.filter(~spoilt).sort(table.key)
+        rest = faults.select(pl.col("row").alias("at"), "got").join(where, on="at")
+        quarantine.add(rest, column, expected, whole)
+    if whole:
+        return df.filter(~pl.col("race_id").is_in(list(quarantine.races))).sort(table.key)
+    return df.filter(~pl.int_range(pl.len()).is_in(broken["row"].to_list())).sort(table.key)
 
 
-# %% ../../nbs/10_data.base.ipynb #cell022
+# %% ../../nbs/10_data.base.ipynb #cell023
 def _card(rows: pl.DataFrame, quarantine: Quarantine) -> dict[str, pl.DataFrame]:
     "Races, runners, results and closing prices of the races without a fault."
     _judge_races(rows, quarantine)
@@ -382,7 +375,7 @@ def _card(rows: pl.DataFrame, quarantine: Quarantine) -> dict[str, pl.DataFrame]
     }
 
 
-# %% ../../nbs/10_data.base.ipynb #cell023
+# %% ../../nbs/10_data.base.ipynb #cell024
 def _beside(
     rows: pl.DataFrame,
     name: str,
