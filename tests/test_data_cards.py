@@ -1,4 +1,4 @@
-"""Cards typed by hand: every notation there and back, every fault told by row and column, and the same card for the service."""
+"""Cards typed by hand: every notation there and back, every fault told by row and column."""
 
 import contextlib
 import json
@@ -125,7 +125,7 @@ def test_an_m_is_a_mile_or_a_metre_by_its_digits(said, metres):
 @quick
 @given(st.dates(date(1900, 1, 1), date(2100, 1, 1)), st.sampled_from(["%Y-%m-%d", "%d/%m/%Y"]))
 def test_dates_there_and_back(day, fmt):
-    assert one(cards._date, day.strftime(fmt)) == day
+    assert one(notations.calendar, day.strftime(fmt)) == day
 
 
 @quick

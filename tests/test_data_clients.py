@@ -1,4 +1,4 @@
-"""TheRacingAPI and the two sources of weather, from a real server on this machine to the store; every answer is made up."""
+"""TheRacingAPI and two sources of weather, from a real local server to the store; answers are made up."""
 
 import contextlib
 import copy
@@ -563,7 +563,8 @@ from pathlib import Path
 from racing_core.config import Home
 from racing_core.data.fetch import fetch
 from racing_core.data.http import Limits
-fetch("results", Home(Path(sys.argv[1]), ""), "2026-08-01", "2026-08-15", now=datetime(2026, 8, 20, 12, tzinfo=UTC), limits=Limits(per_second=500))
+now, quick = datetime(2026, 8, 20, 12, tzinfo=UTC), Limits(per_second=500)
+fetch("results", Home(Path(sys.argv[1]), ""), "2026-08-01", "2026-08-15", now=now, limits=quick)
 """
 
 

@@ -1,4 +1,4 @@
-"""Models, market and pipeline from outside: the battery on another world, exact gradients, weights that can be computed by hand."""
+"""Models, market and pipeline from outside: the battery on another world, gradients, weights by hand."""
 
 import json
 import subprocess
