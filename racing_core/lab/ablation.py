@@ -13,10 +13,10 @@ import polars as pl
 
 from .. import starts as st
 from ..errors import BadInput
-from .backtest import Progress, warm
+from .backtest import Progress
 from ..features.matrix import Matrix, build, matrix
 from ..features.registry import FAMILIES, features
-from ..folds import Window, split
+from ..folds import Window, split, warm
 from ..metrics import delta_r2, uniform
 from ..models.base import Outcomes
 from ..models.linear import ConditionalLogit

@@ -22,7 +22,7 @@ from ..betting.staking import cap, fractional_kelly, minimum_edge
 from ..errors import BadInput
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build, matrix
-from ..folds import Window, split
+from ..folds import Window, split, warm
 from ..metrics import brier, delta_r2, summary, tripwires, uniform, uniform_logloss
 from ..models.base import Outcomes
 from ..odds import has_market, implied, overround
@@ -33,7 +33,6 @@ from .targets import SIZES, band, by_odds, ground, slices, success
 __all__ = [
     "Progress",
     "TERMS",
-    "warm",
     "Backtest",
     "backtest",
     "stages",
@@ -42,17 +41,6 @@ __all__ = [
     "figures",
     "peak_mb",
 ]
-
-
-# %% ../../nbs/62_lab.backtest.ipynb #cell005
-def warm(
-    dates: np.ndarray,  # (n,) race dates
-    before: date,  # first day that must not be trained on
-) -> np.ndarray:  # (n,) bool
-    "Rows with enough of a past to learn from."
-    first = dates.min().astype("datetime64[D]").item()
-    return dates >= np.datetime64(first + min(timedelta(365), (before - first) / 3))
-
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell008
 Progress = Callable[[str, float], None]  # step, share done

@@ -19,10 +19,10 @@ import polars as pl
 from .. import starts as st
 from ..calibration import choose
 from ..errors import BadInput
-from .backtest import Progress, peak_mb, warm
+from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build, matrix
-from ..folds import Window, split
+from ..folds import Window, split, warm
 from ..market import likelihood_weights, market_utility
 from ..metrics import delta_r2, summary, tripwires
 from ..models.base import Model, Outcomes
