@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ __all__ = [
     "mirror",
     "runs",
     "find",
-    "server",
+    "serve",
 ]
 
 
@@ -375,14 +376,15 @@ def find(
     raise BadInput(what, got=run, expected=expected)
 
 
-def server(
+def serve(
     home: Home,
     port: int = 5000,
-) -> list[str]:  # a command line
-    "MLflow's pages on the runs of a home, for this machine alone."
-    import sys
-
+) -> int:  # exit code
+    "MLflow's pages on the runs of a home, for this machine alone, until stopped; nothing is run from there."
+    _client(home)
     store = ["--backend-store-uri", home.tracking_uri]
     files = ["--artifacts-destination", (home.runs / ".mlflow").as_uri()] if _local(home) else []
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *store, *files, *where]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [sys.executable, "-m", "mlflow", "server", *store, *files, *where]
+    return subprocess.call(command, env=env, stdout=sys.stderr)
