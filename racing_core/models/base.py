@@ -31,6 +31,7 @@ __all__ = [
     "relative",
     "Model",
     "extra",
+    "kind_of",
     "params",
     "save_model",
     "load_model",
@@ -87,7 +88,8 @@ KINDS: dict[str, type[Model]] = Registry()
 class Model:
     "A utility per runner, learnt from races."
 
-    kind: ClassVar[str]  # name in files and reports
+    kind: ClassVar[str]  # name in files
+    title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
     explains: ClassVar[bool] = (
         True  # are there contributions that add up to its score? a model with attention alone has none
@@ -97,6 +99,8 @@ class Model:
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
             KINDS[cls.kind] = cls
+            if "title" not in vars(cls):
+                cls.title = cls.kind.replace("_", " ")
 
     def fit(
         self,
@@ -173,12 +177,14 @@ def extra(
         ) from e
 
 
-def _known(kind: str) -> bool:
-    "Is there such a kind? The rooms of the models are looked through before no is said."
+def kind_of(
+    kind: str,  # name in files
+) -> type[Model] | None:
+    "The class of a kind; the rooms of the models are looked through before none is said."
     if kind not in KINDS:
         for room in iter_modules(import_module("racing_core.models").__path__):
             import_module(f"racing_core.models.{room.name}")
-    return kind in KINDS
+    return KINDS.get(kind)
 
 
 def params(model: Model) -> dict:
@@ -206,16 +212,14 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not _known(state["kind"]):
+    if not (cls := kind_of(state["kind"])):
         raise BadInput(
             "unknown kind of model",
             got=state["kind"],
             expected=" or ".join(KINDS),
             where=str(folder),
         )
-    model = KINDS[state["kind"]](
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
-    )
+    model = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()})
     model.columns = tuple(state["columns"])
     model._load(state["state"], folder)
     return model

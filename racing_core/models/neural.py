@@ -228,6 +228,7 @@ class TabNet(Network):
     "TabNet as a ranker."
 
     kind = "tabnet"
+    title = "TabNet"
     explains = False
     weights: tuple[float, ...] = (
         1.0,
@@ -298,6 +299,7 @@ class PlackettLuceNet(Network):
     "A small network on the order of the first places."
 
     kind = "plackett_luce_net"
+    title = "Plackett–Luce network"
     hidden: int = 64
     dropout: float = 0.5
     weights: tuple[float, ...] = (1.0, 0.6, 0.4)  # of the stages: first, second, third place
