@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ import polars as pl
 from ..betting.backtest import OPTIMISTIC, figures
 from ..intervals import Estimate
 from ..metrics import Board
-from ..records import to_json
+from ..records import by_field
 
 # %% auto #0
 __all__ = [
@@ -244,8 +244,9 @@ class Verdict:
 
     def to_json(self) -> dict:
         "With the target's name, bound and definition instead of the target."
-        t, own = self.target, {f.name: getattr(self, f.name) for f in fields(self)[1:]}
-        return to_json(dict(name=t.name, means=t.means, wanted=t.wanted, at_most=t.at_most) | own)
+        t, own = self.target, by_field(self)
+        del own["target"]
+        return dict(name=t.name, means=t.means, wanted=t.wanted, at_most=t.at_most) | own
 
 
 def _judged(
