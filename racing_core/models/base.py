@@ -24,9 +24,28 @@ from ..identity import Registry
 from ..odds import race_sum
 
 # %% auto #0
-__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'extra', 'params', 'save_model', 'load_model', 'check_repeatable',
-           'check_row_order', 'check_column_order', 'check_save_load', 'check_one_race', 'check_one_runner',
-           'check_missing', 'check_contributions', 'check_offset']
+__all__ = [
+    "KINDS",
+    "CHECKS",
+    "Outcomes",
+    "relative",
+    "Model",
+    "extra",
+    "model_class",
+    "params",
+    "save_model",
+    "load_model",
+    "check_repeatable",
+    "check_row_order",
+    "check_column_order",
+    "check_save_load",
+    "check_one_race",
+    "check_one_runner",
+    "check_missing",
+    "check_contributions",
+    "check_offset",
+]
+
 
 # %% ../../nbs/30_models.base.ipynb #cell005
 @dataclass(frozen=True)
@@ -45,6 +64,7 @@ class Outcomes:
         "The rows where the (n,) boolean mask holds."
         return Outcomes(self.win[mask], self.position[mask])
 
+
 # %% ../../nbs/30_models.base.ipynb #cell007
 def relative(
     X: Matrix,
@@ -60,6 +80,7 @@ def relative(
         out[:, j] = np.where(known[:, j], np.round(filled[:, j] - mean[X.race], 9), 0.0)
     return out
 
+
 # %% ../../nbs/30_models.base.ipynb #cell010
 KINDS: dict[str, type[Model]] = Registry()
 
@@ -73,6 +94,9 @@ class Model:
         True  # are there contributions that add up to its score? a model with attention alone has none
     )
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
+    needs: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # extra of racing-core to the modules it brings
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
@@ -138,6 +162,7 @@ class Model:
         "What it sees of them, a row per runner."
         return relative(X)
 
+
 # %% ../../nbs/30_models.base.ipynb #cell011
 def extra(
     package: str,  # module to import
@@ -152,12 +177,18 @@ def extra(
         ) from e
 
 
-def _known(kind: str) -> bool:
-    "Is there such a kind? The rooms of the models are looked through before no is said."
+def model_class(
+    kind: str,
+    where: str = "",  # who asks for it, for the error
+) -> type[Model]:
+    "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
     if kind not in KINDS:
         for room in iter_modules(import_module("racing_core.models").__path__):
             import_module(f"racing_core.models.{room.name}")
-    return kind in KINDS
+    if kind not in KINDS:
+        expected = f"one of {', '.join(KINDS)}"
+        raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
+    return KINDS[kind]
 
 
 def params(model: Model) -> dict:
@@ -185,19 +216,13 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not _known(state["kind"]):
-        raise BadInput(
-            "unknown kind of model",
-            got=state["kind"],
-            expected=" or ".join(KINDS),
-            where=str(folder),
-        )
-    model = KINDS[state["kind"]](
+    model = model_class(state["kind"], str(folder))(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
     )
     model.columns = tuple(state["columns"])
     model._load(state["state"], folder)
     return model
+
 
 # %% ../../nbs/30_models.base.ipynb #cell013
 def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, np.ndarray]:
@@ -242,6 +267,7 @@ def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
         save_model(model, Path(folder))
         again = load_model(Path(folder))
     assert np.array_equal(again.score(X), model.score(X)) and params(again) == params(model)
+
 
 # %% ../../nbs/30_models.base.ipynb #cell014
 def check_one_race(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
