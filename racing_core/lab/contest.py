@@ -18,25 +18,39 @@ import polars as pl
 
 from .. import starts as st
 from ..calibration import choose
-from ..errors import BadInput
+from ..combiners import Average, Combiner, Weighted
 from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
-from ..features.matrix import Matrix, build, matrix
-from ..folds import Races as Rows
-from ..folds import Window, split, warm
+from ..features.matrix import build
+from ..folds import Races, Window
+from .walk import Step, walk
 from ..market import likelihood_weights, market_utility
-from ..metrics import delta_r2, summary, tripwires
-from ..models.base import Model, Outcomes
+from ..intervals import Estimate
+from ..metrics import Board, delta_r2, summary
+from ..models.base import Model
 from ..models.linear import ConditionalLogit
 from ..models.neural import PlackettLuceNet
 from ..models.trees import SoftmaxTrees
-from ..odds import has_market, implied, softmax
+from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
 from ..pipeline import PLACES, Pipeline
-from ..stacking import TwoStage, weighted
+from ..records import by_field
+from ..stacking import TwoStage
+from ..tripwires import Wire, tripwires
 
 # %% auto #0
-__all__ = ['GROUPS', 'beyond', 'Entries', 'Races', 'Contest', 'contest', 'figures']
+__all__ = [
+    "GROUPS",
+    "beyond",
+    "Entries",
+    "Told",
+    "Scored",
+    "Contest",
+    "contest",
+    "Contestant",
+    "Standings",
+    "figures",
+]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
@@ -67,132 +81,152 @@ class Entries:
         "Makers of all of them."
         return {name: (lambda m=m: deepcopy(m)) for name, m in (self.zoo | self.beyond).items()}
 
+
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
-class Races:
-    "Rows of the past and of the test window, with what became of them."
+class Told:
+    "What else is worth telling of a window."
 
-    X: Matrix
-    y: Outcomes
-    odds: np.ndarray  # (n,) decimal odds, nan where unknown
-    dates: np.ndarray  # (n,)
-    past: np.ndarray  # (n,) bool
-    later: np.ndarray  # (n,) bool, the tuning year
-    test: np.ndarray  # (n,) bool
-
-    def rows(self, mask: np.ndarray) -> Races:
-        "The rows where the mask holds."
-        parts = (a[mask] for a in (self.odds, self.dates, self.past, self.later, self.test))
-        return Races(self.X.rows(mask), self.y.rows(mask), *parts)
+    seconds: dict[str, float]  # of all fits, by model
+    bytes: dict[str, int]  # of the last fit, by model
+    weights: dict[str, dict[str, float]]  # of the weighted sums, by model
+    features: list[str]  # original features beside the scores in the stack
+    single_best: str  # the model that the tuning year chose
+    calibration: str  # chosen for the stack
 
 
-def _scored(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
+@dataclass(frozen=True)
+class Scored:
+    "What all contestants said of the past that was scored out of fold, and of the test window."
+
+    past: Races  # the scored past
+    tune: np.ndarray  # (past rows,) bool, its tuning year
+    test: Races
+    opinions: dict[
+        str, tuple[np.ndarray, np.ndarray]
+    ]  # log-probabilities of past and test, by name
+    told: dict  # parts of `Told`
+
+
+def _scores(
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
 ) -> tuple[Scores, Scores]:
     "Scores of the past out of fold, and of the test window."
-    P = r.rows(r.past)
-    folds = folds_of(P.dates, P.X.race, entries.folds, entries.kind)
+    P = races.rows(step.past)
+    folds = folds_of(P.dates, P.race, entries.folds, entries.kind)
     oof = out_of_fold(
-        entries.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done)
+        entries.models, P.X, P.y, folds, cache, lambda what, done: progress(what, 0.8 * done)
     )
     final = out_of_fold(
         entries.models,
-        r.X,
-        r.y,
-        [(r.past, r.test)],
+        races.X,
+        races.y,
+        [(step.past, step.test)],
         cache,
-        lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done),
+        lambda what, done: progress(f"{what}, whole past", 0.8 + 0.15 * done),
     )
     return oof, final
 
 
-def _opinions(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
-    """Name to log-probabilities of the past that was scored and of the test window; that past; what
-    else is worth telling."""
-    oof, final = _scored(r, entries, cache, progress)
-    K = r.rows(r.past).rows(oof.known)
-    U, V, T = oof.values[oof.known], final.values[r.test], r.rows(r.test)
-    found = {}
-    for j, name in enumerate(oof.names):
-        scale = likelihood_weights(U[:, [j]], K.y.win, K.X.race)[0]
-        found[name] = (scale * U[:, j], scale * V[:, j])
-    eight = [j for j, n in enumerate(oof.names) if n in entries.zoo]
-    size = U.std(axis=0)
-    combos = dict(
-        average=np.isin(np.arange(len(size)), eight) / size,
-        weighted_zoo=np.zeros(len(size)),
-        weighted_all=weighted(U, K.y, K.X.race),
-    )
-    combos["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.X.race)
-    for name, w in combos.items():
-        scale = likelihood_weights((U @ w)[:, None], K.y.win, K.X.race)[0]
-        found[name] = (scale * U @ w, scale * V @ w)
-    stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, K.later)
-    past, test = (stack.predict(s[:, eight], x) for s, x in ((U, K.X), (V, T.X)))
-    found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
+def _combiners(names: tuple[str, ...], zoo: list[str]) -> dict[str, tuple[Combiner, list[int]]]:
+    "Ways to make one opinion of many, and whose scores each of them reads."
+    eight, everyone = [j for j, n in enumerate(names) if n in zoo], list(range(len(names)))
+    return {
+        "average": (Average(), eight),
+        "weighted_zoo": (Weighted(), eight),
+        "weighted_all": (Weighted(), everyone),
+        "two_stage": (TwoStage(), eight),
+    }
+
+
+def _alone(
+    U: np.ndarray, V: np.ndarray, K: Races, names: tuple[str, ...]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    "Each model with the one scale that suits the past."
+    scales = [likelihood_weights(u[:, None], K.y.win, K.race)[0] for u in U.T]
+    return {
+        n: (w * U[:, j], w * V[:, j]) for j, (n, w) in enumerate(zip(names, scales, strict=True))
+    }
+
+
+def _scored(
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
+) -> Scored:
+    "All models, their sums and the specified stack."
+    oof, final = _scores(races, step, entries, cache, progress)
+    K, T = races.rows(step.past).rows(oof.known), races.rows(step.test)
+    tune, zoo = step.tune[step.past][oof.known], list(entries.zoo)
+    U, V = oof.values[oof.known], final.values[step.test]
+    found, made = _alone(U, V, K, oof.names), _combiners(oof.names, zoo)
+    for name, (combine, read) in made.items():
+        progress(name, 0.95)
+        combine.fit(U[:, read], K, tune)
+        past, test = combine.utilities(U[:, read], K.X), combine.utilities(V[:, read], T.X)
+        stages = [stage for stage in past if stage != "fundamental"]  # by their own names, if any
+        for stage in stages or ["fundamental"]:
+            found[stage if stages else name] = (past[stage], test[stage])
+    weights = {
+        name: dict(zip([oof.names[j] for j in read], c.weights.round(4).tolist(), strict=True))
+        for name, (c, read) in made.items()
+        if name.startswith("weighted")
+    }
     told = dict(
         seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names},
         bytes=final.sizes,
-        weights={
-            "weighted_zoo": dict(
-                zip(entries.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)
-            ),
-            "weighted_all": dict(
-                zip(oof.names, combos["weighted_all"].round(4).tolist(), strict=True)
-            ),
-        },
-        features=list(stack.meta.columns),
+        weights=weights,
+        features=list(made["two_stage"][0].meta.columns),
     )
-    return found, K, told
+    return Scored(K, tune, T, found, told)
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
-def _best_single(found: dict, K: Races, names: list[str]) -> str:
+def _best_single(scored: Scored, names: list[str]) -> str:
     "The model of the zoo that made the tuning year's winners likeliest."
-    own = K.rows(K.later)
-    loss = {n: -(own.y.win @ np.log(softmax(found[n][0][K.later], own.X.race))) for n in names}
+    own = scored.past.rows(scored.tune)
+    loss = {
+        n: -(own.y.win @ np.log(softmax(scored.opinions[n][0][scored.tune], own.race)))
+        for n in names
+    }
     return min(loss, key=loss.get)
 
 
 def _with_market(
-    u: np.ndarray, v: np.ndarray, K: Races, T: Races, power: float
+    scored: Scored, name: str, power: float
 ) -> np.ndarray:  # (test rows,) probabilities
     "An opinion mixed with the price by weights of the tuning year."
-    rows = K.later & has_market(K.odds, K.X.race)[K.X.race]
-    own = K.rows(rows)
+    (u, v), T = scored.opinions[name], scored.test
+    rows = scored.tune & scored.past.priced
+    own = scored.past.rows(rows)
     w = likelihood_weights(
-        np.stack([market_utility(own.odds, own.X.race, power), u[rows]], axis=1),
+        np.stack([market_utility(own.odds, own.race, power), u[rows]], axis=1),
         own.y.win,
-        own.X.race,
+        own.race,
     )
-    return softmax(np.stack([market_utility(T.odds, T.X.race, power), v], axis=1) @ w, T.X.race)
+    return softmax(np.stack([market_utility(T.odds, T.race, power), v], axis=1) @ w, T.race)
 
 
 def _window(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
-) -> tuple[dict[str, np.ndarray], dict]:
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
+) -> tuple[dict[str, np.ndarray], Told]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
-    found, K, told = _opinions(r, entries, cache, progress)
-    T = r.rows(r.test)
+    scored = _scored(races, step, entries, cache, progress)
+    T, own = scored.test, scored.past.rows(scored.tune)
     progress("best predictor", 0.96)
-    best = entries.make().fit(Rows(r.X, r.y, r.odds, r.dates), r.past & ~r.later, r.later)
+    best = entries.make().fit(races, step.train, step.tune)
     p = best.predict(T.X, T.odds)
-    found["single_best"] = found[
-        told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))
-    ]
-    probabilities = {"market_raw": implied(T.odds, T.X.race), "market": p["market"]}
-    for name, (u, v) in found.items():
+    single = _best_single(scored, list(entries.zoo))
+    scored.opinions["single_best"] = scored.opinions[single]
+    probabilities = {"price": implied(T.odds, T.race), "market": p["market"]}
+    for name, (_, v) in scored.opinions.items():
         probabilities |= {
-            name: softmax(v, T.X.race),
-            f"{name} + price": _with_market(u, v, K, T, best.power),
+            name: softmax(v, T.race),
+            f"{name} + price": _with_market(scored, name, best.power),
         }
-    rows = K.later
-    own = K.rows(rows)
-    told["calibration"] = choose(
-        softmax(found["stage_2b"][0][rows], own.X.race), own.y.win, own.X.race, own.dates
-    ).name
-    return probabilities | {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}, told
+    stack = softmax(scored.opinions["stage_2b"][0][scored.tune], own.race)
+    chosen = choose(stack, own.y.win, own.race, own.dates).name
+    probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}
+    return probabilities, Told(**scored.told, single_best=single, calibration=chosen)
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
 @dataclass(frozen=True)
@@ -203,7 +237,7 @@ class Contest:
         pl.DataFrame
     )  # a row per test starter: keys, date, odds, win, position and the probabilities of all
     windows: list[Window]
-    told: list[dict]  # per window: seconds, bytes, weights, features, single_best, calibration
+    told: list[Told]  # for each window
     seconds: float
     groups: dict[str, str]  # name to one of GROUPS
     folds: str  # which folds
@@ -215,7 +249,7 @@ def _groups(entries: Entries) -> dict[str, str]:
         ("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble"
     ) | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
     return (
-        {"market_raw": "market", "market": "market"}
+        {"price": "market", "market": "market"}
         | dict.fromkeys(entries.zoo, "zoo")
         | dict.fromkeys(entries.beyond, "beyond")
         | ensembles
@@ -235,41 +269,22 @@ def contest(
     "All contestants on all windows."
     began = time.perf_counter()
     frame = build(starts) if frame is None else frame
-    X, y = matrix(frame), Outcomes.of(starts)
-    odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    windows, decided = split(dates, test_from, test_to), (np.bincount(X.race, y.win) > 0)[X.race]
-    ready, priced = decided & warm(dates, windows[0].tune_from), has_market(odds, X.race)[X.race]
-    parts, told = [], []
-    for i, w in enumerate(windows):
-        later, test = w.tune & decided, w.test & decided & priced
-        if not (test.any() and (later & priced).any()):
-            raise BadInput(
-                "no market to compare with",
-                got=str(w),
-                expected="priced races to tune and to test on",
-                do="choose other dates",
-            )
-        used = (w.train & ready) | later | test
-        r = Races(X, y, odds, dates, (w.train & ready) | later, later, test).rows(used)
-        p, more = _window(
-            r,
-            entries,
-            cache,
-            lambda step, done, i=i, w=w: progress(
-                f"{w.test_from.year}: {step}", (i + done) / len(windows)
-            ),
-        )
-        keys = (
-            starts.filter(test)
-            .select("race_id", "runner_no", "date", "odds", "true_p")
-            .with_columns(win=y.win[test], position=y.position[test])
-        )
-        parts.append(keys.with_columns(pl.Series(k, v) for k, v in p.items()))
+    races, parts, told = Races.of(starts, frame), [], []
+    steps = list(walk(races, test_from, test_to))
+    for i, step in enumerate(steps):
+
+        def said(
+            what: str, done: float, year: int = step.window.test_from.year, i: int = i
+        ) -> None:
+            progress(f"{year}: {what}", (i + done) / len(steps))
+
+        p, more = _window(*step.used(races), entries, cache, said)
+        parts.append(_rows(starts, races, step).with_columns(pl.Series(k, v) for k, v in p.items()))
         told.append(more)
     kind = "walk forward" if entries.kind == "walk_forward" else FUTURE
     return Contest(
         pl.concat(parts),
-        windows,
+        [step.window for step in steps],
         told,
         time.perf_counter() - began,
         _groups(entries),
@@ -277,61 +292,113 @@ def contest(
         alarms(frame, starts),
     )
 
+
+def _rows(starts: pl.DataFrame, races: Races, step: Step) -> pl.DataFrame:
+    "Keys, price and outcome of the test starters."
+    keys = starts.filter(step.test).select("race_id", "runner_no", "date", "odds", "true_p")
+    y = races.y.rows(step.test)
+    return keys.with_columns(win=y.win, position=y.position)
+
+
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
+@dataclass(frozen=True)
+class Contestant:
+    "One row of the table."
+
+    name: str
+    group: str  # one of GROUPS
+    board: Board  # without a price, where it has none of its own
+    adds: Estimate | None = None  # ΔR² over the market, mixed with the price
+    seconds: float | None = None  # of all fits of a model
+    bytes: int | None = None  # of its last fit
+
+    @property
+    def learnt(self) -> bool:
+        "Does it know more than the number of starters?"
+        r2 = self.board["r2"]
+        return r2.low > 0 and r2.value > 1e-4
+
+    def to_json(self) -> dict:
+        "Its fields, and whether it learnt anything."
+        return by_field(self) | dict(learnt=self.learnt)
+
+
+@dataclass(frozen=True)
+class Standings:
+    "What a contest found, and what a reader needs to believe it."
+
+    test_from: date
+    test_to: date
+    races: int
+    starters: int
+    test_looks: int  # how often this window has been looked at
+    folds: str  # which folds
+    contestants: list[Contestant]
+    told: list[Told]  # for each window
+    tripwires: list[Wire]
+    seconds: float
+    peak_mb: int
+
+    def __getitem__(self, name: str) -> Contestant:
+        "The contestant of a name."
+        return next(c for c in self.contestants if c.name == name)
+
+    @property
+    def simulated(self) -> bool:
+        "Is the truth known?"
+        return any(c.name == "oracle" for c in self.contestants)
+
+    @property
+    def tripped(self) -> list[str]:
+        "Names of the wires that tripped."
+        return [w.name for w in self.tripwires if w.tripped]
+
+    def to_json(self) -> dict:
+        "Its fields, and the names of the wires that tripped."
+        return by_field(self) | dict(tripped=self.tripped)
+
+
+# %% ../../nbs/62b_lab.contest.ipynb #b30ccc43
+def _contestant(
+    found: Contest, p: pl.DataFrame, name: str, group: str, race: np.ndarray
+) -> Contestant:
+    seen = p["win"].to_numpy(), p["position"].to_numpy(), race, p["date"].to_numpy()
+    adds = None
+    if f"{name} + price" in p.columns:
+        mine, theirs = p[f"{name} + price"].to_numpy(), p["market"].to_numpy()
+        adds = delta_r2(mine, theirs, seen[0], race, seen[-1])
+    board, own = summary(p[name].to_numpy(), *seen), group in ("zoo", "beyond")
+    cost = (sum(getattr(t, k).get(name, 0) for t in found.told) for k in ("seconds", "bytes"))
+    return Contestant(name, group, board, adds, *(cost if own else ()))
+
+
 def figures(
     found: Contest,
     test_looks: int,  # how often this window has been looked at
-) -> dict:  # plain numbers, ready for JSON
-    "A row for each contestant, and what a reader needs to believe them."
+) -> Standings:
+    "A row for each contestant, and the wires on the best predictor."
     known = not found.predictions["true_p"].null_count()
     p, race = found.predictions.with_columns(oracle="true_p"), st.race_codes(found.predictions)
     win, position, day = (p[c].to_numpy() for c in ("win", "position", "date"))
-    rows = []
-    for name, group in (found.groups | ({"oracle": "oracle"} if known else {})).items():
-        q = p[name].to_numpy()
-        s = summary(q, win, position, race, day)
-        gain = (
-            delta_r2(p[f"{name} + price"].to_numpy(), p["market"].to_numpy(), win, race, day)
-            if f"{name} + price" in p.columns
-            else None
-        )
-        more = dict(delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high]) if gain else {}
-        cost = (
-            {k: sum(t[k].get(name, 0) for t in found.told) for k in ("seconds", "bytes")}
-            if group in ("zoo", "beyond")
-            else {}
-        )
-        rows.append(
-            dict(name=name, group=group)
-            | {k: s[k] for k in ("r2", "r2_ci", "logloss", "top1", "brier", "ece")}
-            | dict(ndcg4=s["ndcg"]["linear@4"])
-            | more
-            | cost
-        )
-    best = next(r for r in rows if r["group"] == "best")
-    priced = p["pipeline + price"].to_numpy()
+    groups = found.groups | ({"oracle": "oracle"} if known else {})
+    rows = [_contestant(found, p, name, group, race) for name, group in groups.items()]
+    best, priced = next(r for r in rows if r.group == "best"), p["pipeline + price"].to_numpy()
     beyond = (
         {"beyond_oracle": delta_r2(priced, p["oracle"].to_numpy(), win, race, day).low}
         if known
         else {}
     )
-    wires = tripwires(
-        summary(priced, win, position, race, day),
-        delta_r2=best["delta_r2"],
-        more=beyond | found.alarms,
-    )
-    return dict(
-        races=int(race[-1]) + 1,
-        starters=len(p),
-        test_from=str(found.windows[0].test_from),
-        test_to=str(found.windows[-1].test_to),
-        test_looks=test_looks,
-        folds=found.folds,
-        contestants=rows,
-        told=found.told,
-        seconds=round(found.seconds, 1),
-        peak_mb=round(peak_mb()),
-        tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]],
-        **({"oracle": rows[-1]} if known else {}),
+    board = summary(priced, win, position, race, day)
+    return Standings(
+        found.windows[0].test_from,
+        found.windows[-1].test_to,
+        int(race[-1]) + 1,
+        len(p),
+        test_looks,
+        found.folds,
+        rows,
+        found.told,
+        tripwires(board, delta_r2=best.adds.value, more=beyond | found.alarms),
+        round(found.seconds, 1),
+        round(peak_mb()),
     )

@@ -24,9 +24,11 @@ import polars as pl
 from .. import errors
 from ..config import write_whole
 from ..errors import BadInput, RacingError
+from ..records import to_json
 
 # %% auto #0
-__all__ = ['Progress', 'tell', 'execute', 'keep', 'versions']
+__all__ = ["Progress", "tell", "execute", "keep", "versions"]
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, A
         )
     given = {k: str(v) if isinstance(v, Path | date) else v for k, v in parameters.items()}
     return ({"out": str(out)} if "out" in known else {}) | given
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell007
 Progress = Callable[[str, float], None]  # step, share done
@@ -89,6 +92,7 @@ class _Bar:
                 self.say(told[1], int(told[2]) / 100)
 
     def flush(self) -> None: ...
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
 def _run(
@@ -145,6 +149,7 @@ def _complaint(name: str, text: str, where: str, log: Path) -> RacingError:
         do=f"its outputs up to there are in {log}",
     )
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell011
 def execute(
     notebook: Path | str,  # with a cell tagged `parameters`
@@ -181,26 +186,17 @@ def execute(
     progress("report", 1.0)
     return log
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
-def _plain(x: Any) -> Any:
-    "As JSON wants it."
-    if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [_plain(v) for v in x]
-    x = x.item() if isinstance(x, np.generic) else x
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
-
 def keep(
     out: Path | str,  # folder of the run
-    figures: dict,  # what was found
+    finding: Any,  # record of what was found
     predictions: pl.DataFrame,  # a row per test starter
 ) -> list[Path]:  # result.json, predictions.parquet
-    "Write figures and predictions, each file in one step."
+    "Write finding and predictions, each file in one step."
     out = Path(out)
     result = write_whole(
-        out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False)
+        out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
     draft = out / f".{uuid4().hex[:8]}.parquet"
     predictions.write_parquet(draft)

@@ -31,6 +31,7 @@ __all__ = [
     "relative",
     "Model",
     "extra",
+    "kind_of",
     "model_class",
     "params",
     "save_model",
@@ -88,7 +89,8 @@ KINDS: dict[str, type[Model]] = Registry()
 class Model:
     "A utility per runner, learnt from races."
 
-    kind: ClassVar[str]  # name in files and reports
+    kind: ClassVar[str]  # name in files
+    title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
     explains: ClassVar[bool] = (
         True  # are there contributions that add up to its score? a model with attention alone has none
@@ -101,6 +103,8 @@ class Model:
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
             KINDS[cls.kind] = cls
+            if "title" not in vars(cls):
+                cls.title = cls.kind.replace("_", " ")
 
     def fit(
         self,
@@ -177,18 +181,25 @@ def extra(
         ) from e
 
 
+def kind_of(
+    kind: str,  # name in files
+) -> type[Model] | None:
+    "The class of a kind; the rooms of the models are looked through before none is said."
+    if kind not in KINDS:
+        for room in iter_modules(import_module("racing_core.models").__path__):
+            import_module(f"racing_core.models.{room.name}")
+    return KINDS.get(kind)
+
+
 def model_class(
     kind: str,
     where: str = "",  # who asks for it, for the error
 ) -> type[Model]:
     "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
-    if kind not in KINDS:
-        for room in iter_modules(import_module("racing_core.models").__path__):
-            import_module(f"racing_core.models.{room.name}")
-    if kind not in KINDS:
+    if not (cls := kind_of(kind)):
         expected = f"one of {', '.join(KINDS)}"
         raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
-    return KINDS[kind]
+    return cls
 
 
 def params(model: Model) -> dict:

@@ -228,6 +228,7 @@ class TabNet(Network):
     "TabNet as a ranker."
 
     kind = "tabnet"
+    title = "TabNet"
     needs = {"tabnet": ("torch", "pytorch_tabnet", "safetensors")}
     explains = False
     weights: tuple[float, ...] = (
@@ -299,6 +300,7 @@ class PlackettLuceNet(Network):
     "A small network on the order of the first places."
 
     kind = "plackett_luce_net"
+    title = "Plackett–Luce network"
     needs = {"tabnet": ("torch", "safetensors")}
     hidden: int = 64
     dropout: float = 0.5
