@@ -18,6 +18,7 @@ import polars as pl
 
 from .. import starts as st
 from ..calibration import choose
+from ..combiners import Average, Combiner, Weighted
 from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
 from ..features.matrix import build
@@ -34,7 +35,7 @@ from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
 from ..pipeline import PLACES, Pipeline
 from ..records import by_field
-from ..stacking import TwoStage, weighted
+from ..stacking import TwoStage
 from ..tripwires import Wire, tripwires
 
 # %% auto #0
@@ -127,30 +128,25 @@ def _scores(
     return oof, final
 
 
-def _combined(
-    U: np.ndarray, V: np.ndarray, K: Races, names: list[str], zoo: list[str]
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[str, float]]]:
-    "Opinions of all models and of the plain and weighted sums of them; the weights."
-    found = {}
-    for j, name in enumerate(names):
-        scale = likelihood_weights(U[:, [j]], K.y.win, K.race)[0]
-        found[name] = (scale * U[:, j], scale * V[:, j])
-    eight = [j for j, n in enumerate(names) if n in zoo]
-    size = U.std(axis=0)
-    sums = dict(
-        average=np.isin(np.arange(len(size)), eight) / size,
-        weighted_zoo=np.zeros(len(size)),
-        weighted_all=weighted(U, K.y, K.race),
-    )
-    sums["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.race)
-    for name, w in sums.items():
-        scale = likelihood_weights((U @ w)[:, None], K.y.win, K.race)[0]
-        found[name] = (scale * U @ w, scale * V @ w)
-    told = {
-        "weighted_zoo": dict(zip(zoo, sums["weighted_zoo"][eight].round(4).tolist(), strict=True)),
-        "weighted_all": dict(zip(names, sums["weighted_all"].round(4).tolist(), strict=True)),
+def _combiners(names: tuple[str, ...], zoo: list[str]) -> dict[str, tuple[Combiner, list[int]]]:
+    "Ways to make one opinion of many, and whose scores each of them reads."
+    eight, everyone = [j for j, n in enumerate(names) if n in zoo], list(range(len(names)))
+    return {
+        "average": (Average(), eight),
+        "weighted_zoo": (Weighted(), eight),
+        "weighted_all": (Weighted(), everyone),
+        "two_stage": (TwoStage(), eight),
     }
-    return found, told
+
+
+def _alone(
+    U: np.ndarray, V: np.ndarray, K: Races, names: tuple[str, ...]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    "Each model with the one scale that suits the past."
+    scales = [likelihood_weights(u[:, None], K.y.win, K.race)[0] for u in U.T]
+    return {
+        n: (w * U[:, j], w * V[:, j]) for j, (n, w) in enumerate(zip(names, scales, strict=True))
+    }
 
 
 def _scored(
@@ -161,16 +157,24 @@ def _scored(
     K, T = races.rows(step.past).rows(oof.known), races.rows(step.test)
     tune, zoo = step.tune[step.past][oof.known], list(entries.zoo)
     U, V = oof.values[oof.known], final.values[step.test]
-    found, weights = _combined(U, V, K, oof.names, zoo)
-    eight = [j for j, n in enumerate(oof.names) if n in zoo]
-    stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, tune)
-    past, test = (stack.predict(s[:, eight], r.X) for s, r in ((U, K), (V, T)))
-    found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
+    found, made = _alone(U, V, K, oof.names), _combiners(oof.names, zoo)
+    for name, (combine, read) in made.items():
+        progress(name, 0.95)
+        combine.fit(U[:, read], K, tune)
+        past, test = combine.utilities(U[:, read], K.X), combine.utilities(V[:, read], T.X)
+        stages = [stage for stage in past if stage != "fundamental"]  # by their own names, if any
+        for stage in stages or ["fundamental"]:
+            found[stage if stages else name] = (past[stage], test[stage])
+    weights = {
+        name: dict(zip([oof.names[j] for j in read], c.weights.round(4).tolist(), strict=True))
+        for name, (c, read) in made.items()
+        if name.startswith("weighted")
+    }
     told = dict(
         seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names},
         bytes=final.sizes,
         weights=weights,
-        features=list(stack.meta.columns),
+        features=list(made["two_stage"][0].meta.columns),
     )
     return Scored(K, tune, T, found, told)
 

@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "extra",
     "kind_of",
+    "model_class",
     "params",
     "save_model",
     "load_model",
@@ -95,6 +96,9 @@ class Model:
         True  # are there contributions that add up to its score? a model with attention alone has none
     )
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
+    needs: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # extra of racing-core to the modules it brings
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
@@ -187,6 +191,17 @@ def kind_of(
     return KINDS.get(kind)
 
 
+def model_class(
+    kind: str,
+    where: str = "",  # who asks for it, for the error
+) -> type[Model]:
+    "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
+    if not (cls := kind_of(kind)):
+        expected = f"one of {', '.join(KINDS)}"
+        raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
+    return cls
+
+
 def params(model: Model) -> dict:
     "The constructor's arguments."
     return {f.name: getattr(model, f.name) for f in fields(model)}
@@ -212,14 +227,9 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not (cls := kind_of(state["kind"])):
-        raise BadInput(
-            "unknown kind of model",
-            got=state["kind"],
-            expected=" or ".join(KINDS),
-            where=str(folder),
-        )
-    model = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()})
+    model = model_class(state["kind"], str(folder))(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
+    )
     model.columns = tuple(state["columns"])
     model._load(state["state"], folder)
     return model

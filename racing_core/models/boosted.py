@@ -56,6 +56,7 @@ class XGBoostPairwise(Model):
 
     kind = "xgboost_pairwise"
     title = "XGBoost pairwise"
+    needs = {"zoo": ("xgboost",)}
     trees: int = 150
     learning_rate: float = 0.03
     depth: int = 7
@@ -115,6 +116,7 @@ class CatBoostYetiRank(Model):
 
     kind = "catboost_yetirank"
     title = "CatBoost YetiRank"
+    needs = {"zoo": ("catboost",)}
     trees: int = 300
     learning_rate: float = 0.05
     depth: int = 6

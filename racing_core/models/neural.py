@@ -229,6 +229,7 @@ class TabNet(Network):
 
     kind = "tabnet"
     title = "TabNet"
+    needs = {"tabnet": ("torch", "pytorch_tabnet", "safetensors")}
     explains = False
     weights: tuple[float, ...] = (
         1.0,
@@ -300,6 +301,7 @@ class PlackettLuceNet(Network):
 
     kind = "plackett_luce_net"
     title = "Plackett–Luce network"
+    needs = {"tabnet": ("torch", "safetensors")}
     hidden: int = 64
     dropout: float = 0.5
     weights: tuple[float, ...] = (1.0, 0.6, 0.4)  # of the stages: first, second, third place
