@@ -6,10 +6,7 @@
 __all__ = [
     "GAINS",
     "NDCG_AT",
-    "LIMITS",
-    "FROM_TAKEOUT",
-    "field_size",
-    "uniform",
+    "METRICS",
     "race_logloss",
     "logloss",
     "uniform_logloss",
@@ -23,82 +20,25 @@ __all__ = [
     "reliability",
     "ece",
     "auc",
-    "Estimate",
-    "bootstrap_ratio",
-    "cluster_bootstrap",
-    "by_race",
     "delta_r2",
+    "Metric",
+    "shown",
+    "Board",
     "summary",
     "scoreboard",
-    "tripwires",
 ]
 
 # %% ../nbs/40_metrics.ipynb #cell002
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from .errors import BadInput
-
-
-# %% ../nbs/40_metrics.ipynb #cell005
-def field_size(
-    race: np.ndarray,  # (n,) race codes 0..R-1
-) -> np.ndarray:  # (R,) starters in each race
-    """Starters per race; codes must be dense, so that an average over races is an average over
-    races that were run."""
-    race = np.asarray(race)
-    if (
-        race.ndim != 1
-        or not len(race)
-        or not np.issubdtype(race.dtype, np.integer)
-        or race.min() < 0
-    ):
-        raise BadInput(
-            "race codes cannot be used",
-            got=f"{race.dtype} {race.shape}",
-            expected="a non-empty one-dimensional array of integers from 0",
-        )
-    starters = np.bincount(race)
-    if not starters.all():
-        hint = "recode after filtering: np.unique(race, return_inverse=True)[1]"
-        raise BadInput(
-            "race codes have gaps",
-            got=f"no runner in race {starters.argmin()}",
-            expected=f"every code 0..{race.max()}",
-            do=hint,
-        )
-    return starters
-
-
-def _aligned(race: np.ndarray, **columns: np.ndarray) -> list[np.ndarray]:
-    "Columns as float arrays beside `race`; only `position` may be nan (did not finish)."
-    field_size(race)
-    arrays = [np.asarray(x, float) for x in columns.values()]
-    for name, x in zip(columns, arrays, strict=True):
-        if x.shape != np.shape(race):
-            raise BadInput(
-                f"{name} does not stand beside race",
-                got=x.shape,
-                expected=f"shape {np.shape(race)}",
-            )
-        if name != "position" and not np.isfinite(x).all():
-            raise BadInput(
-                f"{name} is not a number",
-                got=x[~np.isfinite(x)][0].item(),
-                expected="finite values",
-                where=f"row {np.isfinite(x).argmin()}",
-            )
-    return arrays
-
-
-def uniform(
-    race: np.ndarray,  # (n,) race codes
-) -> np.ndarray:  # (n,) 1/n for each of the n starters of a race
-    "The probabilities of someone who knows nothing but the number of starters."
-    return 1 / field_size(race)[race]
+from .fields import aligned, by_race, field_size, uniform
+from .intervals import Estimate, bootstrap_ratio
+from .records import to_json
 
 
 # %% ../nbs/40_metrics.ipynb #cell008
@@ -124,7 +64,7 @@ def race_logloss(
     race: np.ndarray,  # (n,) race codes
 ) -> np.ndarray:  # (R,) nats
     "−Σ win·ln p of each race."
-    p, win = _aligned(race, p=p, win=win)
+    p, win = aligned(race, p=p, win=win)
     _sums_to_one("p", p, race)
     _sums_to_one("win", win, race)
     with np.errstate(divide="ignore"):
@@ -164,7 +104,7 @@ def top1(
     race: np.ndarray,  # (n,) race codes
 ) -> float:  # share of races, 0..1
     "Share of races won by the runner ranked first; ties for first share the credit equally."
-    p, win = _aligned(race, p=p, win=win)
+    p, win = aligned(race, p=p, win=win)
     highest = np.full(field_size(race).size, -np.inf)
     np.maximum.at(highest, race, p)
     first = p == highest[race]
@@ -190,7 +130,7 @@ def gains(
     "What ranking a runner first is worth, by its finishing position."
     if gain not in GAINS:
         raise BadInput("no such gain", got=gain, expected=", ".join(GAINS))
-    (position,) = _aligned(race, position=position)
+    (position,) = aligned(race, position=position)
     return np.maximum(np.nan_to_num(GAINS[gain](position, field_size(race)[race]).astype(float)), 0)
 
 
@@ -223,7 +163,7 @@ def race_ndcg(
     "DCG of the ranking over DCG of the finishing order, per race; ties in expectation."
     if k < 1:
         raise BadInput("NDCG needs a place to look at", got=k, expected="k of 1 or more")
-    (p,), gained = _aligned(race, p=p), gains(position, race, gain)
+    (p,), gained = aligned(race, p=p), gains(position, race, gain)
     dcg, ideal = (
         np.bincount(race, gained * expected_discount(score, race, k)) for score in (p, gained)
     )
@@ -305,76 +245,7 @@ def auc(
     return float(won @ (np.cumsum(lost) - lost / 2) / pairs) if pairs else np.nan
 
 
-# %% ../nbs/40_metrics.ipynb #cell031
-class Estimate(NamedTuple):
-    "A figure of the sample and its 95% interval."
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap_ratio(
-    top: np.ndarray,  # (m,) numerators, one per race, bet or day
-    bottom: np.ndarray,  # (m,) denominators
-    day: np.ndarray,  # (m,) race day of each, any type that sorts
-    n: int = 1000,  # repetitions
-    seed: int = 0,
-) -> Estimate:
-    """Σtop/Σbottom with the percentile interval of a bootstrap over race days (Davison and Hinkley
-    1997, 3.8)."""
-    top, bottom, code = (
-        np.asarray(top, float),
-        np.asarray(bottom, float),
-        np.unique(day, return_inverse=True)[1],
-    )
-    if not len(code) == len(top) == len(bottom) > 0:
-        raise BadInput(
-            "cannot resample",
-            got=f"{len(top)} values, {len(bottom)} denominators, {len(code)} days",
-            expected="as many of each, at least one",
-        )
-    by_day = np.stack([np.bincount(code, top), np.bincount(code, bottom)], axis=1)
-    days = len(by_day)
-    drawn = np.random.default_rng(seed).multinomial(days, np.full(days, 1 / days), size=n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        sums = drawn @ by_day
-        ratios = sums[:, 0] / sums[:, 1]
-        value = top.sum() / bottom.sum()
-    low, high = (
-        np.nanquantile(ratios, [0.025, 0.975]) if np.isfinite(ratios).any() else (np.nan, np.nan)
-    )
-    return Estimate(float(value), float(low), float(high))
-
-
-def cluster_bootstrap(
-    values: np.ndarray,  # (R,) a figure per race
-    day: np.ndarray,  # (R,) race day of each race
-    n: int = 1000,  # repetitions
-    seed: int = 0,
-) -> Estimate:
-    "Mean over races with a 95% interval that resamples whole race days."
-    return bootstrap_ratio(values, np.ones(len(values)), day, n, seed)
-
-
 # %% ../nbs/40_metrics.ipynb #cell035
-def by_race(
-    x: np.ndarray,  # (n,) a value that all runners of a race share, such as its day
-    race: np.ndarray,  # (n,) race codes
-) -> np.ndarray:  # (R,) that value
-    "One value per race from one per runner."
-    x = np.asarray(x)
-    value = np.empty(field_size(race).size, x.dtype)
-    value[race] = x
-    if (differs := value[race] != x).any():
-        raise BadInput(
-            "runners of one race disagree",
-            got=[x[differs][0].item(), value[race][differs][0].item()],
-            where=f"race {race[differs][0]}",
-        )
-    return value
-
-
 def delta_r2(
     p: np.ndarray,  # (n,) win probability of the model
     q: np.ndarray,  # (n,) win probability of what it should beat, on the same rows
@@ -395,8 +266,124 @@ def delta_r2(
     )
 
 
-# %% ../nbs/40_metrics.ipynb #cell038
+# %% ../nbs/40_metrics.ipynb #2367359f
+@dataclass(frozen=True)
+class Metric:
+    "One figure of a set of win probabilities."
+
+    name: str  # for programs
+    title: str  # for people
+    form: str  # how it is written, as Python formats
+    better: str  # "higher" or "lower"
+    function: Callable[..., float | Estimate]  # of p, win, position, race and day, each (n,)
+    means: str  # its definition
+    table: str = "winner"  # where people see it: "winner", "order", or "" for programs alone
+
+
 NDCG_AT = (1, 3, 4, 10)
+_SHOWN = [("linear", k) for k in NDCG_AT] + [("winner", 4), ("top4_exp", 4)]
+
+
+def _ndcg(gain: str, k: int) -> Metric:
+    "NDCG@k under one gain."
+    return Metric(
+        f"ndcg_{gain}@{k}",
+        f"NDCG@{k} {gain.replace('_', ' ')}",
+        ".3f",
+        "higher",
+        lambda p, win, position, race, day: ndcg(p, position, race, k, gain),
+        f"gain {gain}, mean over races, ties in expectation",
+        "order" if (gain, k) in _SHOWN else "",
+    )
+
+
+# %% ../nbs/40_metrics.ipynb #7aac02df
+_METRICS = (
+    Metric(
+        "r2",
+        "R²",
+        ".4f",
+        "higher",
+        lambda p, win, position, race, day: delta_r2(p, uniform(race), win, race, day),
+        "1 − LL/LL(1/n): 0 knows only the number of starters, 1 knows the winner",
+    ),
+    Metric(
+        "logloss",
+        "log loss",
+        ".4f",
+        "lower",
+        lambda p, win, position, race, day: logloss(p, win, race),
+        "mean over races of −ln p(winner), nats",
+    ),
+    Metric(
+        "top1",
+        "top-1",
+        ".1%",
+        "higher",
+        lambda p, win, position, race, day: top1(p, win, race),
+        "share of races won by the runner ranked first",
+    ),
+    Metric(
+        "brier",
+        "Brier",
+        ".4f",
+        "lower",
+        lambda p, win, position, race, day: brier(p, win),
+        "mean of (probability − win)² over starters",
+    ),
+    Metric(
+        "ece",
+        "ECE",
+        ".4f",
+        "lower",
+        lambda p, win, position, race, day: ece(p, win),
+        "calibration error over ten bins of equal count",
+    ),
+    *(_ndcg(gain, k) for gain in GAINS for k in NDCG_AT),
+    Metric(
+        "unranked",
+        "unranked races",
+        ".0f",
+        "lower",
+        lambda p, win, position, race, day: float(np.isnan(race_ndcg(p, position, race, 1)).sum()),
+        "races that linear NDCG leaves out",
+        "",
+    ),
+    Metric(
+        "auc",
+        "AUC",
+        ".3f",
+        "higher",
+        lambda p, win, position, race, day: auc(p, win),
+        "a winner ranked above a loser",
+        "order",
+    ),
+)
+METRICS: dict[str, Metric] = {m.name: m for m in _METRICS}
+
+
+def shown(
+    table: str,  # "winner" or "order"
+) -> list[Metric]:
+    "The metrics of one table for people."
+    return [m for m in METRICS.values() if m.table == table]
+
+
+# %% ../nbs/40_metrics.ipynb #cdec8e01
+@dataclass(frozen=True)
+class Board:
+    "What one set of win probabilities is worth."
+
+    races: int
+    starters: int
+    figures: dict[str, Estimate]  # by the names in `METRICS`
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.figures[name]
+
+    def to_json(self) -> dict:
+        "Every figure by its name, beside the counts."
+        return dict(races=self.races, starters=self.starters) | to_json(self.figures)
 
 
 def summary(
@@ -405,25 +392,11 @@ def summary(
     position: np.ndarray,  # (n,) finishing position, nan if not finished
     race: np.ndarray,  # (n,) race codes
     day: np.ndarray,  # (n,) race day
-    seed: int = 0,  # of the bootstrap
-) -> dict:  # plain numbers, ready for JSON; `unranked` counts the races that linear NDCG leaves out
-    "Every figure of the house for one set of probabilities."
-    r2 = delta_r2(p, uniform(race), win, race, day, seed=seed)
-    return {
-        "races": int(race.max()) + 1,
-        "starters": len(race),
-        "logloss": logloss(p, win, race),
-        "r2": r2.value,
-        "r2_ci": [r2.low, r2.high],
-        "top1": top1(p, win, race),
-        "ndcg": {
-            f"{gain}@{k}": ndcg(p, position, race, k, gain) for gain in GAINS for k in NDCG_AT
-        },
-        "unranked": int(np.isnan(race_ndcg(p, position, race, 1)).sum()),
-        "brier": brier(p, win),
-        "ece": ece(p, win),
-        "auc": auc(p, win),
-    }
+) -> Board:
+    "Every figure of `METRICS` for one set of probabilities."
+    made = {name: m.function(p, win, position, race, day) for name, m in METRICS.items()}
+    figures = {k: x if isinstance(x, Estimate) else Estimate(float(x)) for k, x in made.items()}
+    return Board(int(race.max()) + 1, len(race), figures)
 
 
 def scoreboard(
@@ -434,81 +407,19 @@ def scoreboard(
     position: np.ndarray,  # (n,) finishing position, nan if not finished
     race: np.ndarray,  # (n,) race codes
     day: np.ndarray,  # (n,) race day
-    seed: int = 0,  # of the bootstrap
-) -> pl.DataFrame:  # a row per name: the figures of `summary`, NDCG as `linear@1` and so on
+) -> (
+    pl.DataFrame
+):  # a row per name: the figures of `summary`, with _low and _high where there is an interval
     "All the figures side by side."
     scores = scores if "uniform" in scores else {**scores, "uniform": uniform(race)}
     rows = []
     for name, p in scores.items():
-        s = summary(p, win, position, race, day, seed)
-        low, high = s.pop("r2_ci")
-        rows.append(
-            {
-                "name": name,
-                "logloss": s.pop("logloss"),
-                "r2": s.pop("r2"),
-                "r2_low": low,
-                "r2_high": high,
-                "top1": s.pop("top1"),
-                **s.pop("ndcg"),
-                **s,
-            }
-        )
+        board = summary(p, win, position, race, day)
+        row = dict(name=name, races=board.races, starters=board.starters)
+        for key, (value, low, high) in board.figures.items():
+            row |= {key: value} | ({} if low is None else {f"{key}_low": low, f"{key}_high": high})
+        rows.append(row)
     table = pl.DataFrame(rows)
-    return (
-        table.with_columns(of_attainable=pl.col("r2") / table.filter(name="oracle")["r2"].item())
-        if "oracle" in scores
-        else table
-    )
-
-
-# %% ../nbs/40_metrics.ipynb #cell041
-LIMITS = {
-    "top1": 0.45,
-    "ndcg_linear@1": 0.87,
-    "auc": 0.88,
-    "delta_r2": 0.003,
-    "beyond_oracle": 0.0,
-    "screen_z": 5.0,
-    "price_correlation": 0.9,
-}
-FROM_TAKEOUT = {"to_return_unit": 0.05, "unit_on_each": 0.20}  # how far from −takeout, either way
-
-
-def tripwires(
-    summary: dict,  # of the model, from `summary`
-    returns: (
-        dict[str, float] | None
-    ) = None,  # return on backing every runner, -0.18 for a loss of 18%, by the names in `FROM_TAKEOUT`
-    takeout: float | None = None,  # share of the pool the operator keeps, 0..1
-    delta_r2: float | None = None,  # ΔR² over the recalibrated market
-    more: (
-        dict[str, float] | None
-    ) = None,  # other figures by their names in `LIMITS`, such as those of `features.leaks.alarms`
-) -> list[dict]:  # name, value, limit (a number, or the lowest and highest accepted), tripped
-    """Each figure that was given, beside the limit beyond which it is not to be believed; nan is
-    never believed."""
-    values = {
-        "top1": summary["top1"],
-        "ndcg_linear@1": summary["ndcg"]["linear@1"],
-        "auc": summary["auc"],
-        "delta_r2": delta_r2,
-    } | (more or {})
-    wires = [
-        {"name": name, "value": v, "limit": LIMITS[name], "tripped": not v <= LIMITS[name]}
-        for name, v in values.items()
-        if v is not None
-    ]
-    if returns is None or takeout is None:
-        return wires
-    for name, width in FROM_TAKEOUT.items():
-        low, high, value = -takeout - width, -takeout + width, returns[name]
-        wires.append(
-            {
-                "name": f"bet_everything_{name}",
-                "value": value,
-                "limit": [low, high],
-                "tripped": not low <= value <= high,
-            }
-        )
-    return wires
+    if "oracle" not in scores:
+        return table
+    return table.with_columns(of_attainable=pl.col("r2") / table.filter(name="oracle")["r2"].item())

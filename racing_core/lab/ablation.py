@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -17,12 +17,14 @@ from ..features.matrix import build
 from ..features.registry import FAMILIES, features
 from ..folds import Races
 from .walk import Step, walk
-from ..metrics import delta_r2, uniform
+from ..fields import uniform
+from ..intervals import Estimate
+from ..metrics import delta_r2
 from ..models.linear import ConditionalLogit
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ["BASE", "ALL", "sets", "columns", "quick", "ablate"]
+__all__ = ["BASE", "ALL", "sets", "columns", "quick", "Added", "Ablation", "ablate"]
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell005
 BASE, ALL = FAMILIES[0], "all"
@@ -64,24 +66,41 @@ def _foreseen(
 
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
-def _row(
-    p: dict[str, np.ndarray],
-    full: dict[str, np.ndarray],
-    win: np.ndarray,
-    race: np.ndarray,
-    day: np.ndarray,
-) -> dict[str, float]:
-    pairs = dict(
-        r2=(p["fundamental"], uniform(race)),
-        change=(p["fundamental"], full["fundamental"]),
-        gain=(p["combined"], p["market"]),
+@dataclass(frozen=True)
+class Added:
+    "What one set of families is worth."
+
+    set: str  # its name
+    features: int  # columns it reads
+    races: int
+    r2: Estimate  # of fundamental
+    change: Estimate  # of that, against all families
+    gain: Estimate  # ΔR² of combined over market
+
+
+@dataclass(frozen=True)
+class Ablation:
+    "What each set is worth, on the same races."
+
+    rows: list[Added]
+
+    def __getitem__(self, name: str) -> Added:
+        "The row of a set."
+        return next(r for r in self.rows if r.set == name)
+
+
+def _added(
+    name: str, p: dict[str, np.ndarray], full: dict[str, np.ndarray], tested: Races
+) -> Added:
+    seen = tested.y.win, tested.race, tested.dates
+    return Added(
+        name,
+        len(columns(sets()[name])),
+        int(tested.race.max()) + 1,
+        delta_r2(p["fundamental"], uniform(tested.race), *seen),
+        delta_r2(p["fundamental"], full["fundamental"], *seen),
+        delta_r2(p["combined"], p["market"], *seen),
     )
-    found = {name: delta_r2(*pair, win, race, day) for name, pair in pairs.items()}
-    return {
-        f"{name}{end}": x
-        for name, e in found.items()
-        for end, x in zip(("", "_low", "_high"), e, strict=True)
-    }
 
 
 def ablate(
@@ -91,7 +110,7 @@ def ablate(
     make: Callable[[], Pipeline] = quick,  # an untrained pipeline
     progress: Progress = lambda step, done: None,
     frame: pl.DataFrame | None = None,  # features of `starts`, row by row; built here by default
-) -> pl.DataFrame:  # a row per set: set, features, races; r2 of fundamental, its change against all, gain of combined over market; each with _low, _high
+) -> Ablation:  # a row for each of `sets`
     "Walk forward once for each set of families."
     progress("features", 0.0)
     races, found = Races.of(starts, build(starts) if frame is None else frame), {}
@@ -101,10 +120,5 @@ def ablate(
         own = replace(races, X=races.X.pick(columns(families)))
         found[name] = _foreseen(own, steps, make)
     tested = races.rows(np.any([step.test for step in steps], axis=0))
-    rows = [
-        dict(set=name, features=len(columns(sets()[name])), races=int(tested.race.max()) + 1)
-        | _row(p, found[ALL], tested.y.win, tested.race, tested.dates)
-        for name, p in found.items()
-    ]
     progress("done", 1.0)
-    return pl.DataFrame(rows)
+    return Ablation([_added(name, p, found[ALL], tested) for name, p in found.items()])

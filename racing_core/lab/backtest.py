@@ -9,9 +9,10 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,10 +23,16 @@ from ..betting.staking import cap, fractional_kelly, minimum_edge
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build
 from ..folds import Races, Window
-from ..metrics import brier, delta_r2, summary, tripwires, uniform, uniform_logloss
+from ..fields import uniform
+from ..intervals import Estimate
+from ..metrics import Board, brier, delta_r2, summary, uniform_logloss
 from ..odds import implied, overround
 from ..pipeline import Pipeline, save_pipeline
-from .targets import SIZES, band, by_odds, ground, slices, success
+from ..records import by_field
+from ..tripwires import Wire, tripwires
+from ..vocabulary import ordered
+from .slices import SIZES, Slices, band, by_odds, ground, slices
+from .targets import Bankroll, Operation, Verdict, success
 from .walk import walk
 
 # %% auto #0
@@ -36,7 +43,11 @@ __all__ = [
     "backtest",
     "stages",
     "bankroll",
+    "Placebo",
+    "placebo",
+    "YearGain",
     "gain_by_year",
+    "Finding",
     "figures",
     "peak_mb",
 ]
@@ -51,7 +62,7 @@ class Backtest:
 
     predictions: (
         pl.DataFrame
-    )  # a row per test starter: keys, date, odds, win, position, market_raw and every probability
+    )  # a row per test starter: keys, date, odds, win, position, price and every other stage
     windows: list[Window]
     pipelines: list[Pipeline]  # one for each window
     importance: (
@@ -60,28 +71,30 @@ class Backtest:
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     seconds: float
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
-    operation: dict[str, float]  # latency_ms, size_mb, training_min: what `success` wants to know
+    operation: Operation
+
+
+_KEYS = (
+    "race_id",
+    "runner_no",
+    "date",
+    "jurisdiction",
+    "course",
+    "race_type",
+    "surface",
+    "going",
+    "n_starters",
+    "horse_name",
+    "odds",
+    "true_p",
+)  # of a test starter; the other columns of its row are outcomes and stages
 
 
 def _predict(pipeline: Pipeline, races: Races, starts: pl.DataFrame) -> pl.DataFrame:
     p = pipeline.predict(races.X, races.odds if pipeline.residual else None)
-    keys = starts.select(
-        "race_id",
-        "runner_no",
-        "date",
-        "jurisdiction",
-        "course",
-        "race_type",
-        "surface",
-        "going",
-        "n_starters",
-        "horse_name",
-        "odds",
-        "true_p",
-    )
-    return keys.with_columns(
-        win=races.y.win, position=races.y.position, market_raw=implied(races.odds, races.race)
-    ).with_columns(pl.Series(k, v) for k, v in p.items())
+    price = implied(races.odds, races.race)
+    known = dict(win=races.y.win, position=races.y.position, price=price)
+    return starts.select(_KEYS).with_columns(pl.Series(k, v) for k, v in (known | p).items())
 
 
 def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
@@ -118,7 +131,6 @@ def backtest(
         pipelines.append(fitted)
     progress("done", 1.0)
     seconds, last = time.perf_counter() - began, steps[-1]
-    use = _operation(fitted, races.rows(last.test)) | dict(training_min=seconds / 60)
     return Backtest(
         pl.concat(parts),
         [step.window for step in steps],
@@ -127,11 +139,11 @@ def backtest(
         {why: sum(s.left_out[why] for s in steps) for why in last.left_out},
         seconds,
         alarms(frame, starts),
-        use,
+        _operation(fitted, races.rows(last.test), seconds / 60),
     )
 
 
-def _operation(pipeline: Pipeline, races: Races, cards: int = 40) -> dict[str, float]:
+def _operation(pipeline: Pipeline, races: Races, minutes: float, cards: int = 40) -> Operation:
     """Milliseconds that 95% of cards stay below, from features to probabilities, and MB of the
     pipeline on disk."""
     took = []
@@ -143,34 +155,19 @@ def _operation(pipeline: Pipeline, races: Races, cards: int = 40) -> dict[str, f
     with TemporaryDirectory() as folder:
         save_pipeline(pipeline, Path(folder))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-    return dict(latency_ms=float(np.quantile(took, 0.95)), size_mb=size / 1e6)
+    return Operation(float(np.quantile(took, 0.95)), size / 1e6, minutes)
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell011
 def stages(
     predictions: pl.DataFrame,  # of a Backtest
-) -> dict[
-    str, np.ndarray
-]:  # name to (n,) probabilities: the market, every model, and the oracle where there is one
-    "All sets of probabilities there are, by name."
-    known = [
-        "market_raw",
-        "market",
-        "conditional_logit",
-        "lightgbm_lambdarank",
-        "lightgbm_softmax",
-        "fundamental",
-        "blend",
-        "combined",
-    ]
-    found = {name: predictions[name].to_numpy() for name in known if name in predictions.columns}
-    renamed = {
-        {"market_raw": "market", "market": "market_recalibrated"}.get(k, k): p
-        for k, p in found.items()
-    }
-    return renamed | (
-        {} if predictions["true_p"].null_count() else {"oracle": predictions["true_p"].to_numpy()}
-    )
+) -> dict[str, np.ndarray]:  # name to (n,) probabilities
+    "All sets of probabilities there are: price, market, every model, and the oracle if there is one."
+    others = (*_KEYS, "win", "position")
+    found = {c: predictions[c].to_numpy() for c in predictions.columns if c not in others}
+    if not predictions["true_p"].null_count():
+        found["oracle"] = predictions["true_p"].to_numpy()
+    return {name: found[name] for name in ordered(found)}
 
 
 TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(0.02)))
@@ -196,154 +193,180 @@ def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, .
     )
 
 
-def _placebo(p: pl.DataFrame) -> dict:
-    """The same bets where nothing can be won: on the market's own chances, and on winners drawn
-    from them."""
-    worlds = betting.placebos(*_bets(p), **TERMS)
+@dataclass(frozen=True)
+class Placebo:
+    "The same bets where nothing can be won; None where no world had a bet."
+
+    own_bets: int  # on the market's own chances
+    draws: int  # worlds with winners drawn from the market
+    drawn_roi: float | None  # mean return in them
+    drawn_roi_range: tuple[float, float] | None
+
+
+def placebo(
+    predictions: pl.DataFrame,  # of a Backtest
+) -> Placebo:
+    "Bets on the market's own chances, and on winners drawn from them."
+    worlds = betting.placebos(*_bets(predictions), **TERMS)
     drawn = worlds.filter(world="drawn from the market")["roi"].drop_nulls()
-    spread = (
-        dict(drawn_roi=drawn.mean(), drawn_roi_range=[drawn.min(), drawn.max()])
-        if len(drawn)
-        else dict(drawn_roi=None, drawn_roi_range=None)
+    return Placebo(
+        worlds.filter(world="the market's own chances")["bets"].item(),
+        len(drawn),
+        drawn.mean(),
+        (drawn.min(), drawn.max()) if len(drawn) else None,
     )
-    return (
-        dict(
-            own_bets=worlds.filter(world="the market's own chances")["bets"].item(),
-            draws=len(drawn),
-        )
-        | spread
-    )
+
+
+# %% ../../nbs/62_lab.backtest.ipynb #d030c986
+@dataclass(frozen=True)
+class YearGain:
+    "One year of the test."
+
+    year: int
+    races: int
+    delta_r2: Estimate  # of combined over market
+
+
+def _gain(p: pl.DataFrame, over: str = "market") -> Estimate:
+    columns = (p[c].to_numpy() for c in ("combined", over, "win"))
+    return delta_r2(*columns, st.race_codes(p), p["date"].to_numpy())
 
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
-) -> pl.DataFrame:  # year, races, delta_r2, low, high
+) -> list[YearGain]:
     "ΔR² of the combined probabilities over the recalibrated market, year by year."
-    rows = []
-    for (year,), part in predictions.group_by(
-        predictions["date"].dt.year().alias("year"), maintain_order=True
-    ):
-        gain = _gain(part)
-        rows.append(
-            dict(
-                year=year,
-                races=part["race_id"].n_unique(),
-                delta_r2=gain.value,
-                low=gain.low,
-                high=gain.high,
-            )
-        )
-    return pl.DataFrame(rows)
+    years = predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True)
+    return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
 
 
-def _gain(p: pl.DataFrame):
-    return delta_r2(
-        p["combined"].to_numpy(),
-        p["market"].to_numpy(),
-        p["win"].to_numpy(),
-        st.race_codes(p),
-        p["date"].to_numpy(),
-    )
+# %% ../../nbs/62_lab.backtest.ipynb #80c67c33
+@dataclass(frozen=True)
+class Finding:
+    "What a backtest found: everything that a report shows and a program reads."
+
+    test_from: date
+    test_to: date
+    windows: list[str]
+    races: int
+    starters: int
+    left_out: dict[str, int]  # test races that cannot be compared, by reason
+    test_looks: int  # how often this window has been looked at
+    boards: dict[str, Board]  # by stage, from the uniform to the oracle
+    delta_r2: Estimate  # of combined over market
+    by_year: list[YearGain]
+    uniform_logloss: float
+    market_power: list[float]  # for each window
+    weights: dict[str, list[float]]  # in the last window
+    bet_everything: dict[str, float]  # return on backing all, by way of staking
+    bankroll: Bankroll
+    placebo: Placebo
+    targets: list[Verdict]
+    slices: Slices
+    tripwires: list[Wire]
+    seconds: float
+    peak_mb: int
+    share_of_attainable: dict[str, float] | None  # of the oracle's R²; None on real results
+    attainable_delta_r2: float | None  # of the oracle over the market
+    scores: dict | None = None  # whose semantic scores were read
+    families: Any = None  # an `Ablation`, where one was asked for
+
+    @property
+    def simulated(self) -> bool:
+        "Is the truth known?"
+        return "oracle" in self.boards
+
+    @property
+    def tripped(self) -> list[str]:
+        "Names of the wires that tripped."
+        return [w.name for w in self.tripwires if w.tripped]
+
+    def to_json(self) -> dict:
+        "Its fields, and the names of the wires that tripped."
+        return by_field(self) | dict(tripped=self.tripped)
 
 
-# %% ../../nbs/62_lab.backtest.ipynb #cell012
+# %% ../../nbs/62_lab.backtest.ipynb #36d81a6b
 def figures(
     found: Backtest,
     test_looks: int,  # how often this window has been looked at
-) -> dict:  # plain numbers, ready for JSON
-    "Everything that a report shows and a program reads."
-    p, race = found.predictions, st.race_codes(found.predictions)
-    win, position, day, odds = (p[c].to_numpy() for c in ("win", "position", "date", "odds"))
-    boards = {name: summary(q, win, position, race, day) for name, q in stages(p).items()}
-    gain, everything = _gain(p), betting.bet_everything(odds, win, race)
-    beyond = (
-        {
-            "beyond_oracle": (
-                delta_r2(p["combined"].to_numpy(), p["true_p"].to_numpy(), win, race, day).low
-            )
-        }
-        if "oracle" in boards
-        else {}
-    )
-    wires = tripwires(
-        boards["combined"],
-        everything,
-        1 - 1 / float(overround(odds, race).mean()),
-        gain.value,
-        beyond | found.alarms,
-    )
-    result = dict(
-        races=boards["market"]["races"],
-        starters=boards["market"]["starters"],
+) -> Finding:
+    "Read what was foreseen against what happened."
+    p, race, windows = found.predictions, st.race_codes(found.predictions), found.windows
+    boards = _boards(p)
+    money = Bankroll.of(bankroll(p))
+    everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
+    gain, known = _gain(p), "oracle" in boards
+    best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
+    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
+    beyond = {"beyond_oracle": _gain(p, "true_p").low} if known else {}
+    return Finding(
+        test_from=windows[0].test_from,
+        test_to=windows[-1].test_to,
+        windows=[str(w) for w in windows],
+        races=boards["market"].races,
+        starters=boards["market"].starters,
         left_out=found.left_out,
-        test_from=str(found.windows[0].test_from),
-        test_to=str(found.windows[-1].test_to),
-        windows=[str(w) for w in found.windows],
+        test_looks=test_looks,
+        boards=boards,
+        delta_r2=gain,
+        by_year=gain_by_year(p),
         uniform_logloss=uniform_logloss(race),
-        **boards,
-        delta_r2=gain.value,
-        delta_r2_ci=[gain.low, gain.high],
         market_power=[w.power for w in found.pipelines],
         weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
         bet_everything=everything,
-        bankroll=betting.figures(bankroll(p)),
-        placebo=_placebo(p),
-        test_looks=test_looks,
-        tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]],
+        bankroll=money,
+        placebo=placebo(p),
+        targets=_targets(p, boards, money, found.operation),
+        slices=_slices(p),
+        tripwires=tripwires(
+            boards["combined"], everything, takeout, gain.value, beyond | found.alarms
+        ),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
-    )
-    return (
-        result
-        | _asked(p, boards, result["bankroll"], found.operation)
-        | (_attained(boards) if "oracle" in boards else {})
+        share_of_attainable=_shares(boards),
+        attainable_delta_r2=best - market if known else None,
     )
 
 
-def _asked(p: pl.DataFrame, boards: dict, money: dict, operation: dict) -> dict:
-    "The specification's targets, and the gain slice by slice."
-    race, (win, position, day, odds) = (
-        st.race_codes(p),
-        (p[c].to_numpy() for c in ("win", "position", "date", "odds")),
-    )
-    named = dict(
-        model=boards["combined"],
-        market=boards["market"],
-        oracle=boards.get("oracle"),
-        uniform=summary(uniform(race), win, position, race, day),
+# %% ../../nbs/62_lab.backtest.ipynb #868c0b7d
+def _boards(p: pl.DataFrame) -> dict[str, Board]:
+    "Every stage, and the uniform below them."
+    race = st.race_codes(p)
+    seen = *(p[c].to_numpy() for c in ("win", "position")), race, p["date"].to_numpy()
+    return {k: summary(q, *seen) for k, q in ({"uniform": uniform(race)} | stages(p)).items()}
+
+
+def _targets(
+    p: pl.DataFrame, boards: dict[str, Board], money: Bankroll, operation: Operation
+) -> list[Verdict]:
+    "The specification's targets."
+    named = dict(model=boards["combined"], price=boards["price"], uniform=boards["uniform"])
+    win, oracle = p["win"].to_numpy(), {k: b for k, b in boards.items() if k == "oracle"}
+    return success(named | oracle, brier(0 * win, win), money, operation)
+
+
+def _slices(p: pl.DataFrame) -> Slices:
+    "The gain slice by slice, and the winners at each price."
+    race = st.race_codes(p)
+    mine, theirs, win, odds, day = (
+        p[c].to_numpy() for c in ("combined", "market", "win", "odds", "date")
     )
     labels = {
         by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy()
         for by in ("jurisdiction", "surface", "race_type")
     }
-    mine, theirs = p["combined"].to_numpy(), p["market"].to_numpy()
-    races, hidden = slices(
-        mine,
-        theirs,
-        win,
-        race,
-        day,
-        labels
-        | {
-            "going": ground(p["going"]),
-            "field size": band(p["n_starters"].to_numpy(), SIZES),
-        },
-    )
-    bands, few = by_odds(mine, theirs, win, odds, day)
-    return dict(
-        targets=success(named, brier(0 * win, win), money, operation),
-        slices=dict(
-            total=int(race[-1]) + 1, races=races, hidden=hidden, odds=bands, odds_hidden=few
-        ),
-    )
+    labels |= {"going": ground(p["going"]), "field size": band(p["n_starters"].to_numpy(), SIZES)}
+    races, hidden = slices(mine, theirs, win, race, day, labels)
+    return Slices(int(race[-1]) + 1, races, hidden, *by_odds(mine, theirs, win, odds, day))
 
 
-def _attained(boards: dict) -> dict:
+def _shares(boards: dict[str, Board]) -> dict[str, float] | None:
     "Shares of what perfect knowledge would reach; known in the simulator only."
-    best, market = boards["oracle"]["r2"], boards["market_recalibrated"]["r2"]
-    shares = {name: boards[name]["r2"] / best for name in ("market", "fundamental", "combined")}
-    return dict(share_of_attainable=shares, attainable_delta_r2=best - market)
+    if "oracle" not in boards:
+        return None
+    best = boards["oracle"]["r2"].value
+    return {k: boards[k]["r2"].value / best for k in ("price", "market", "fundamental", "combined")}
 
 
 def peak_mb() -> float:

@@ -24,6 +24,7 @@ import polars as pl
 from .. import errors
 from ..config import write_whole
 from ..errors import BadInput, RacingError
+from ..records import to_json
 
 # %% auto #0
 __all__ = ["Progress", "tell", "execute", "keep", "versions"]
@@ -187,25 +188,15 @@ def execute(
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
-def _plain(x: Any) -> Any:
-    "As JSON wants it."
-    if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [_plain(v) for v in x]
-    x = x.item() if isinstance(x, np.generic) else x
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
-
 def keep(
     out: Path | str,  # folder of the run
-    figures: dict,  # what was found
+    finding: Any,  # record of what was found
     predictions: pl.DataFrame,  # a row per test starter
 ) -> list[Path]:  # result.json, predictions.parquet
-    "Write figures and predictions, each file in one step."
+    "Write finding and predictions, each file in one step."
     out = Path(out)
     result = write_whole(
-        out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False)
+        out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
     draft = out / f".{uuid4().hex[:8]}.parquet"
     predictions.write_parquet(draft)

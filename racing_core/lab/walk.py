@@ -14,12 +14,11 @@ import polars as pl
 
 from ..errors import BadInput, Leak
 from ..folds import Races, Window, split, warm
-from ..metrics import FROM_TAKEOUT, LIMITS
+from ..tripwires import WIRES, Wire
 
 # %% auto #0
 __all__ = [
     "ANYWHERE",
-    "WIRES",
     "Step",
     "walk",
     "last_window",
@@ -121,7 +120,6 @@ def test_window(
 
 # %% ../../nbs/61_lab.walk.ipynb #cfe3c55b
 ANYWHERE = ("beyond_oracle", "price_correlation")  # wires that stop a run in the simulator too
-WIRES = (*LIMITS, *(f"bet_everything_{name}" for name in FROM_TAKEOUT))
 
 
 def overridden(
@@ -139,33 +137,20 @@ def overridden(
 
 
 def stop_if_tripped(
-    figures: dict,  # of a backtest
+    wires: list[Wire],  # of a finding
     override: list[str],  # names of wires
+    simulated: bool,  # is the truth known?
 ) -> None:
     """The end of a run that is too good to be true; in a simulated world some wires may trip
     honestly, but not those of `ANYWHERE`."""
     stopping = [
         w
-        for w in figures["tripwires"]
-        if w["tripped"]
-        and w["name"] not in override
-        and ("oracle" not in figures or w["name"] in ANYWHERE)
+        for w in wires
+        if w.tripped and w.name not in override and (not simulated or w.name in ANYWHERE)
     ]
     if stopping:
-        said = "; ".join(f"{w['name']} {_limit(w)}" for w in stopping)
         raise Leak(
             "the result is not to be believed",
-            got=said,
+            got="; ".join(f"{w.name} {w.value:.4f}, believed {w.believed}" for w in stopping),
             do="look for a leak; a wire is overridden by its name, for one run",
         )
-
-
-def _limit(wire: dict) -> str:
-    "Value against limit, in words."
-    bounds = wire["limit"]
-    shown = (
-        f"a limit of {bounds}"
-        if not isinstance(bounds, list)
-        else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-    )
-    return f"{wire['value']:.4f} against {shown}"

@@ -31,6 +31,8 @@ __all__ = [
     "relative",
     "Model",
     "extra",
+    "kind_of",
+    "model_class",
     "params",
     "save_model",
     "load_model",
@@ -87,16 +89,22 @@ KINDS: dict[str, type[Model]] = Registry()
 class Model:
     "A utility per runner, learnt from races."
 
-    kind: ClassVar[str]  # name in files and reports
+    kind: ClassVar[str]  # name in files
+    title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
     explains: ClassVar[bool] = (
         True  # are there contributions that add up to its score? a model with attention alone has none
     )
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
+    needs: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # extra of racing-core to the modules it brings
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
             KINDS[cls.kind] = cls
+            if "title" not in vars(cls):
+                cls.title = cls.kind.replace("_", " ")
 
     def fit(
         self,
@@ -173,12 +181,25 @@ def extra(
         ) from e
 
 
-def _known(kind: str) -> bool:
-    "Is there such a kind? The rooms of the models are looked through before no is said."
+def kind_of(
+    kind: str,  # name in files
+) -> type[Model] | None:
+    "The class of a kind; the rooms of the models are looked through before none is said."
     if kind not in KINDS:
         for room in iter_modules(import_module("racing_core.models").__path__):
             import_module(f"racing_core.models.{room.name}")
-    return kind in KINDS
+    return KINDS.get(kind)
+
+
+def model_class(
+    kind: str,
+    where: str = "",  # who asks for it, for the error
+) -> type[Model]:
+    "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
+    if not (cls := kind_of(kind)):
+        expected = f"one of {', '.join(KINDS)}"
+        raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
+    return cls
 
 
 def params(model: Model) -> dict:
@@ -206,14 +227,7 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not _known(state["kind"]):
-        raise BadInput(
-            "unknown kind of model",
-            got=state["kind"],
-            expected=" or ".join(KINDS),
-            where=str(folder),
-        )
-    model = KINDS[state["kind"]](
+    model = model_class(state["kind"], str(folder))(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
     )
     model.columns = tuple(state["columns"])
