@@ -62,7 +62,7 @@ def small_bundle(world, tmp_path_factory) -> Path:
         trained_until=past["date"].max(),
         now=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    bundle.write(folder, pipeline, history, name="small", source="simulated", **days)
+    bundle.write(folder, pipeline, history, bundle.Origin("small", "simulated", **days))
     return folder
 
 
@@ -181,6 +181,21 @@ def test_unknown_horses_are_answered_and_named(client):
     assert any("Newcomer" in w for w in answer["warnings"]) and any(
         "stale" in w for w in answer["warnings"]
     )
+
+
+def test_where_no_horse_is_known_no_edge_is_claimed(predictor, card):
+    def ask(*known: int):
+        runners = [
+            r if r.runner_no in known else r.model_copy(update=dict(horse_id=f"new {r.runner_no}"))
+            for r in card.runners
+        ]
+        return predictor.predict(card.model_copy(update=dict(runners=runners)))
+
+    strangers, one = ask(), ask(card.runners[0].runner_no)
+    assert strangers.stage == "combined" and all(r.edge is None for r in strangers.ranked)
+    assert any(w.startswith("no edge") for w in strangers.warnings)
+    assert all(r.edge is not None for r in one.ranked)
+    assert not any(w.startswith("no edge") for w in one.warnings)
 
 
 def test_the_sample_card_is_answered(client):

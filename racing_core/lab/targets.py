@@ -17,19 +17,7 @@ from ..metrics import Board
 from ..records import by_field
 
 # %% auto #0
-__all__ = [
-    "TARGETS",
-    "STATES",
-    "FEW",
-    "Target",
-    "Bankroll",
-    "Operation",
-    "of_board",
-    "of_bets",
-    "Verdict",
-    "success",
-]
-
+__all__ = ['TARGETS', 'STATES', 'FEW', 'Target', 'Bankroll', 'Operation', 'of_board', 'of_bets', 'Verdict', 'success']
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell005
 @dataclass(frozen=True)
@@ -131,7 +119,7 @@ TARGETS = (
     ),
     Target(
         "latency_ms",
-        100,
+        150,
         True,
         "95% of cards are answered faster, from features to probabilities in process, milliseconds;"
         " says nothing of skill",
@@ -148,7 +136,7 @@ TARGETS = (
     ),
     Target(
         "training_min",
-        60,
+        240,
         True,
         "the whole walk: features, training and prediction of every window, minutes; says nothing"
         " of skill",
@@ -226,7 +214,6 @@ def _proves_nothing(bankroll: Bankroll | None) -> str:
     if not bankroll.roi or not bankroll.roi.low > 0:
         return "the interval of the return holds zero"
     return OPTIMISTIC if bankroll.label == OPTIMISTIC else ""
-
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell008
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 
 # %% auto #0
-__all__ = ["sample_card", "Predictor"]
-
+__all__ = ['sample_card', 'Predictor']
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
@@ -37,7 +36,6 @@ def sample_card(
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
     return Card.model_validate(race | dict(runners=runners))
-
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ class Predictor:
     def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
         runners, odds = card_frame(card, self.bundle.manifest["source"])
-        frame = compute(runners, self.bundle.history)
+        columns = None if self.speaks else self.bundle.pipeline.columns
+        frame = compute(runners, self.bundle.history, columns)
         return (
             runners,
             odds,
@@ -90,6 +89,8 @@ class Predictor:
             self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
             for i, r in enumerate(card.starters)
         ]
+        if not known.any():  # then the prices know more than we do
+            ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
         return Prediction(
             race_id=frame["race_id"][0],
