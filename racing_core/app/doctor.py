@@ -25,8 +25,26 @@ from ..errors import RacingError
 from ..release.registry import aliases, locate
 
 # %% auto #0
-__all__ = ['Finding', 'usable', 'as_dict', 'python', 'wanted', 'locked', 'packages', 'learner', 'writable', 'stored', 'columns',
-           'champion', 'browser', 'tracking', 'machine', 'examine']
+__all__ = [
+    "Finding",
+    "usable",
+    "as_dict",
+    "python",
+    "wanted",
+    "locked",
+    "installing",
+    "packages",
+    "learner",
+    "writable",
+    "stored",
+    "columns",
+    "champion",
+    "browser",
+    "tracking",
+    "machine",
+    "examine",
+]
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell005
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ def usable(findings: Iterable[Finding]) -> bool:
 def as_dict(findings: list[Finding]) -> dict:
     "For a program to read."
     return dict(usable=usable(findings), checks=[asdict(f) for f in findings])
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell008
 def python(current: tuple = sys.version_info) -> Finding:
@@ -89,7 +108,18 @@ def locked(
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
     return dict(line.split("==", 1) for line in lines if re.match(r"[\w.-]+==", line))
 
+
 # %% ../../nbs/93_app.doctor.ipynb #cell010
+def installing(
+    extra: str,  # "" is what everybody needs
+) -> str:
+    "The command that brings an extra: into a checkout, or to an installed wheel."
+    lock, wanted = shipped("requirements.lock"), f"[{extra}]" if extra else ""
+    if (lock.parent / "settings.ini").is_file():
+        return f'pip install --no-build-isolation -c requirements.lock -e ".{wanted}"'
+    return f'pip install -c {lock} "racing-core{wanted}"'
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -103,20 +133,16 @@ def packages(
     lock: dict[str, str],  # package to version
 ) -> Finding:
     "Are they there, in the version of the lock?"
-    have, title = (
-        {name: _version(name) for name in names},
-        f"extra {extra}" if extra else "packages",
-    )
-    install = (
-        "pip install --no-build-isolation -c requirements.lock -e"
-        f' ".{f"[{extra}]" if extra else ""}"'
-    )
+    have = {name: _version(name) for name in names}
+    title, install = f"extra {extra}" if extra else "packages", installing(extra)
     if absent := [name for name, v in have.items() if v is None]:
         return Finding(
             title, "missing", f"without {', '.join(absent)}", install, required=not extra
         )
     if other := [
-        f"{name} {v} (lock: {lock[name]})" for name, v in have.items() if lock.get(name, v) != v
+        f"{name} {v} (lock: {lock[name]})"
+        for name, v in have.items()
+        if lock.get(name, v) not in (v, v.split("+")[0])  # torch 2.13.0+cpu is torch 2.13.0
     ]:
         return Finding(title, "wrong", ", ".join(other), install)
     return Finding(
@@ -140,6 +166,7 @@ def learner() -> Finding:
             required=True,
         )
     return Finding("lightgbm", "ok", f"{lightgbm.__version__} loads", required=True)
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell013
 def _nearest(path: Path) -> Path:
@@ -230,6 +257,7 @@ def champion(home: Home) -> Finding:
         required=True,
     )
 
+
 # %% ../../nbs/93_app.doctor.ipynb #cell016
 def browser() -> Finding:
     "The tests of pages drive Chromium."
@@ -294,6 +322,7 @@ def machine() -> Finding:
         f"{cores} cores, {total / 2**30:.1f} GiB memory",
         None if enough else "4 GiB are wanted for eight years of results",
     )
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell019
 def examine(home: Home) -> list[Finding]:

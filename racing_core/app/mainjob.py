@@ -32,8 +32,22 @@ from ..simulate import simulate
 from ..release.training import train
 
 # %% auto #0
-__all__ = ['Progress', 'silent', 'code_hash', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
-           'table', 'report', 'Notes', 'Job', 'run']
+__all__ = [
+    "Progress",
+    "silent",
+    "code_hash",
+    "store_world",
+    "known_source",
+    "obtain",
+    "last_year",
+    "write_features",
+    "next_week",
+    "table",
+    "report",
+    "Notes",
+    "Job",
+    "run",
+]
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
@@ -101,6 +115,7 @@ def _made(draft: Home, asked: dict) -> dict:
     )
     return done
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
 def known_source(home: Home, source: str) -> str:
     "The name, if something is stored under it."
@@ -149,8 +164,11 @@ def obtain(
 
 def last_year(
     last: date,  # last race day there is
-) -> date:  # first day of the last twelve months
+    first: date = date.min,  # first race day there is
+) -> date:  # first day of the last twelve months, or of the last third of fewer than three years
     "Where the test window begins when nobody says."
+    if (third := last - (last - first) // 3) > last - timedelta(365):
+        return third
     day = last + timedelta(1)
     return date(day.year - 1, day.month, 28 if (day.month, day.day) == (2, 29) else day.day)
 
@@ -175,6 +193,7 @@ def write_features(
         missing=round(missing, 4),
         seconds=round(time.perf_counter() - began, 2),
     )
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell011
 def next_week(
@@ -205,6 +224,7 @@ def table(prediction: Prediction) -> str:
             *notes,
         ]
     )
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell014
 def report(
@@ -263,6 +283,7 @@ class Notes:
             self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1)
         )
         return answer, False
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell017
 @dataclass(frozen=True)
@@ -323,6 +344,7 @@ def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
     )
     return r
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell018
 def _backtest(job: Job, key: dict) -> dict:
     "The test window is looked at once."
@@ -379,6 +401,7 @@ def _bundle(job: Job, key: dict) -> dict:
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
     return r | dict(champion=state["champion"])
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell019
 def _prediction(job: Job, starts: pl.DataFrame) -> dict:
     "The new model answers a card."
@@ -399,9 +422,9 @@ def run(
     store = Store(job.home, job.source)
     starts, key = store.starts(), dict(data=store.fingerprint, code=code_hash())
     facts["features"] = _features(job, starts, key)
-    facts["backtest"] = _backtest(
-        job, key | dict(test_from=str(job.test_from or last_year(starts["date"].max())))
-    )
+    days = starts["date"]
+    test_from = job.test_from or last_year(days.max(), days.min())
+    facts["backtest"] = _backtest(job, key | dict(test_from=str(test_from)))
     facts["bundle"] = _bundle(job, key)
     facts["prediction"] = _prediction(job, starts)
     return facts | dict(
