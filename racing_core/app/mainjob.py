@@ -359,11 +359,11 @@ def _backtest(job: Job, key: dict) -> dict:
         )
 
     r, before = job.once("backtest", key, lambda a: Path(a["report"]).is_file(), work)
-    gain = f"ΔR² {r['delta_r2']:+.4f} [{r['delta_r2_ci'][0]:+.4f}, {r['delta_r2_ci'][1]:+.4f}]"
-    fit = (
-        f"R² model {r['fundamental']['r2']:.3f}, market {r['market']['r2']:.3f}, both"
-        f" {r['combined']['r2']:.3f}"
+    gain = "ΔR² {value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**r["delta_r2"])
+    model, market, both = (
+        r["boards"][name]["r2"]["value"] for name in ("fundamental", "market", "combined")
     )
+    fit = f"R² model {model:.3f}, market {market:.3f}, both {both:.3f}"
     job.tell(
         "backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before)
     )

@@ -340,8 +340,8 @@ def _boards(p: pl.DataFrame) -> dict[str, Board]:
 def _targets(
     p: pl.DataFrame, boards: dict[str, Board], money: Bankroll, operation: Operation
 ) -> list[Verdict]:
-    "The specification's targets; its market is the price as it stands."
-    named = dict(model=boards["combined"], market=boards["price"], uniform=boards["uniform"])
+    "The specification's targets."
+    named = dict(model=boards["combined"], price=boards["price"], uniform=boards["uniform"])
     win, oracle = p["win"].to_numpy(), {k: b for k, b in boards.items() if k == "oracle"}
     return success(named | oracle, brier(0 * win, win), money, operation)
 
@@ -366,7 +366,7 @@ def _shares(boards: dict[str, Board]) -> dict[str, float] | None:
     if "oracle" not in boards:
         return None
     best = boards["oracle"]["r2"].value
-    return {k: boards[k]["r2"].value / best for k in ("market", "fundamental", "combined")}
+    return {k: boards[k]["r2"].value / best for k in ("price", "market", "fundamental", "combined")}
 
 
 def peak_mb() -> float:

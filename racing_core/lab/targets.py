@@ -235,7 +235,7 @@ class Verdict:
 
     target: Target
     model: float | None
-    market: float | None
+    price: float | None
     uniform: float | None
     oracle: float | None
     trivial: float | None  # the best that knowing nothing gets
@@ -263,13 +263,13 @@ def _judged(
 
 
 def success(
-    boards: Mapping[str, Board],  # of `model`, and where there are `market`, `uniform`, `oracle`
+    boards: Mapping[str, Board],  # of `model`, and where there are `price`, `uniform`, `oracle`
     base: float | None = None,  # Brier score of zero throughout: Σ win² / n
     bankroll: Bankroll | None = None,
     operation: Operation | None = None,
 ) -> list[Verdict]:  # one for each target
     "The specification's table. A figure that is not there is None, never an error."
-    who = {name: of_board(boards.get(name)) for name in ("model", "market", "uniform", "oracle")}
+    who = {name: of_board(boards.get(name)) for name in ("model", "price", "uniform", "oracle")}
     used = vars(operation or Operation())
     who["model"] |= of_bets(bankroll) | {k: v for k, v in used.items() if v is not None}
     trivial = who["uniform"] | ({"drawdown": 0.0} if bankroll else {})

@@ -5,16 +5,21 @@
 # %% ../../nbs/90a_pages.plots.ipynb #cell002
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
 import numpy as np
 import polars as pl
+from markupsafe import Markup
 
 from ..serving.explain import DOWN, REST, UP
-from ..metrics import ece, reliability
+from ..intervals import Estimate
+from ..lab.backtest import YearGain
+from ..metrics import Board, ece, reliability
+from .html import render, signed
+from ..vocabulary import title
 
 # %% auto #0
 __all__ = [
@@ -24,7 +29,11 @@ __all__ = [
     "SOFT",
     "LINE",
     "COLOURS",
+    "WIDE",
+    "NARROW",
+    "canvas",
     "svg",
+    "picture",
     "ladder",
     "gains",
     "calibration",
@@ -36,8 +45,8 @@ __all__ = [
 MARKET, TRUTH, INK, SOFT, LINE = "#1f2937", "#b7791f", "#1f2937", "#6b7280", "#e5e7eb"
 COLOURS = {
     "uniform": REST,
+    "price": MARKET,
     "market": MARKET,
-    "market_recalibrated": MARKET,
     "combined": UP,
     "oracle": TRUTH,
 }  # the others are a paler teal
@@ -69,132 +78,119 @@ _LOOK = {
 
 
 @contextmanager
-def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    "An empty figure in the house's look, inches, and its axes."
+def canvas(
+    width: float,  # inches
+    height: float,  # inches
+    columns: int = 1,  # axes side by side
+    rows: int = 1,  # and below each other
+) -> Iterator[tuple[Any, Any]]:
+    "An empty figure in the house's look, and its axes."
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_LOOK):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots(1, columns)
+        yield figure, figure.subplots(rows, columns)
 
 
 def svg(
     figure: Any,  # matplotlib figure
     alt: str = "",  # what it shows, for those who cannot see it
-) -> str:  # SVG
+) -> Markup:  # SVG
     "A figure as text, to stand in a page."
-    from html import escape
-
     from matplotlib import rc_context
 
     with rc_context(_LOOK):
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
-    return f'<svg role="img" aria-label="{escape(alt)}"' + out.getvalue().split("<svg", 1)[1]
+    return render("svg.html.j2", alt=alt, body=Markup(out.getvalue().split("<svg", 1)[1]))
 
 
-def _signed(x: float) -> str:
-    return f"{x:+.4f}".replace("-", "−")
+WIDE, NARROW = 8.6, 4.3  # inches: a page, and the page of a telephone
 
 
-def _title(name: str) -> str:
-    return {
-        "market_recalibrated": "market, recalibrated",
-        "conditional_logit": "conditional logit",
-        "lightgbm_lambdarank": "LambdaRank",
-        "lightgbm_softmax": "softmax trees",
-    }.get(name, name)
+def picture(
+    draw: Callable[[float], Any],  # width in inches to figure
+    alt: str = "",  # what it shows, for those who cannot see it
+) -> Markup:  # HTML
+    "A figure drawn twice: the style sheet shows the one that fits the screen."
+    wide, narrow = (svg(draw(width), alt) for width in (WIDE, NARROW))
+    return render("picture.html.j2", wide=wide, narrow=narrow)
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
+def _bars(
+    ax: Any, rows: list[tuple[str, Estimate, str, str]], narrow: bool
+) -> None:  # (label, estimate, colour, text) in the order to draw
+    "A dot on its interval for each row; where the page is narrow the label stands above it."
+    for i, (label, e, colour, text) in enumerate(rows):
+        ax.plot([e.low, e.high], [i, i], color=colour, lw=5, alpha=0.3, solid_capstyle="round")
+        ax.plot(e.value, i, "o", color=colour, ms=8)
+        at = dict(textcoords="offset points", va="center", fontsize=9)
+        ax.annotate(text, (e.high, i), xytext=(8, 0), color=colour, **at)
+        if narrow:
+            across = ax.get_yaxis_transform()
+            ax.text(0, i - 0.42, label, color=INK, fontsize=9.5, va="center", transform=across)
+    labels = [] if narrow else [label for label, *_ in rows]
+    ax.set_yticks(range(len(labels)), labels, color=INK, fontsize=10)
+    ax.set_ylim(len(rows) - 0.4, -0.8 if narrow else -0.6)
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
+
+
 def ladder(
-    shown: dict[str, dict],  # name to `r2` and `r2_ci`, in the order to draw
+    boards: dict[str, Board],  # by stage, in the order to draw
+    width: float = WIDE,  # inches
 ) -> Any:  # figure
     "R² of every set of probabilities, with 95% intervals."
-    names = [n for n in shown if n != "uniform"]
-    with _figure(8.6, 0.36 * len(names) + 0.7) as (figure, ax):
-        for i, name in enumerate(names):
-            b, colour = shown[name], COLOURS.get(name, _PALE)
-            ax.plot(b["r2_ci"], [i, i], color=colour, lw=5, alpha=0.3, solid_capstyle="round")
-            ax.plot(b["r2"], i, "o", color=colour, ms=8)
-            ax.annotate(
-                f"{b['r2']:.3f}",
-                (b["r2_ci"][1], i),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
-        for name in ("market_recalibrated", "oracle"):
-            if name in shown:
-                ax.axvline(
-                    shown[name]["r2"],
-                    color=COLOURS[name],
-                    lw=0.9,
-                    ls=(0, (4, 3)),
-                    alpha=0.6,
-                    zorder=0,
-                )
-        ax.set_yticks(range(len(names)), [_title(n) for n in names], color=INK, fontsize=10)
-        lows, highs = zip(*(shown[n]["r2_ci"] for n in names), strict=True)
-        edge = 0.08 * (max(highs) - min(lows))
-        ax.set(
-            ylim=(len(names) - 0.4, -0.6),
-            xlim=(min(lows) - edge, max(highs) + 1.6 * edge),
-            xlabel="R² (0: knows only the number of starters; 1: knows the winner)",
-        )
-        ax.grid(axis="x")
-        ax.spines["left"].set_visible(False)
+    rungs, narrow = {n: b["r2"] for n, b in boards.items() if n != "uniform"}, width < 6
+    with canvas(width, (0.5 if narrow else 0.36) * len(rungs) + 0.7) as (figure, ax):
+        rows = [(title(n), e, COLOURS.get(n, _PALE), f"{e.value:.3f}") for n, e in rungs.items()]
+        _bars(ax, rows, narrow)
+        for name in ("market", "oracle"):
+            if name in rungs:
+                look = dict(color=COLOURS[name], lw=0.9, ls=(0, (4, 3)), alpha=0.6, zorder=0)
+                ax.axvline(rungs[name].value, **look)
+        low, high = min(e.low for e in rungs.values()), max(e.high for e in rungs.values())
+        edge = (0.08 if not narrow else 0.12) * (high - low)
+        ax.set_xlim(low - edge, high + 1.6 * edge)
+        more = "" if narrow else " (0: knows only the number of starters; 1: knows the winner)"
+        ax.set_xlabel(f"R²{more}")
+        ax.locator_params(axis="x", nbins=5 if narrow else 9)
     return figure
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
-    by_year: pl.DataFrame,  # year, races, delta_r2, low, high
-    figures: dict,  # races, delta_r2 and delta_r2_ci of all years together
+    by_year: list[YearGain],
+    races: int,  # of all years together
+    gain: Estimate,  # ΔR² of all years together
+    width: float = WIDE,  # inches
 ) -> Any:  # figure
     "ΔR² over the recalibrated market, by year and in all, with 95% intervals."
-    years = [
-        (f"{y}", *rest)
-        for y, *rest in by_year.select("year", "races", "delta_r2", "low", "high").iter_rows()
+    narrow, many = width < 6, len(by_year) > 1
+    years = [(str(y.year), y.races, y.delta_r2) for y in by_year]
+    whole = ("all years" if many else years[0][0], races, gain)
+    rows = [
+        (f"{name}  ({n:,} races)", e, _PALE, signed(e.value))
+        for name, n, e in (years if many else [])
     ]
-    rows = (years if len(years) > 1 else []) + [
-        (
-            "all years" if len(years) > 1 else years[0][0],
-            figures["races"],
-            figures["delta_r2"],
-            *figures["delta_r2_ci"],
-        )
-    ]
-    with _figure(8.6, 0.36 * len(rows) + 0.7) as (figure, ax):
-        for i, (_, _, value, low, high) in enumerate(rows):
-            colour = (
-                (UP if low > 0 else DOWN if high < 0 else SOFT) if i == len(rows) - 1 else _PALE
-            )
-            ax.plot([low, high], [i, i], color=colour, lw=5, alpha=0.35, solid_capstyle="round")
-            ax.plot(value, i, "o", color=colour, ms=8)
-            ax.annotate(
-                _signed(value),
-                (high, i),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color=colour,
-            )
+    colour = UP if gain.low > 0 else DOWN if gain.high < 0 else SOFT
+    rows.append((f"{whole[0]}  ({whole[1]:,} races)", gain, colour, signed(gain.value)))
+    with canvas(width, (0.5 if narrow else 0.36) * len(rows) + 0.7) as (figure, ax):
+        _bars(ax, rows, narrow)
         ax.axvline(0, color=INK, lw=1)
-        reach = 1.25 * max(abs(v) for r in rows for v in r[3:])
-        ax.set_yticks(
-            range(len(rows)), [f"{name}  ({races:,} races)" for name, races, *_ in rows], color=INK
+        reach = 1.25 * max(abs(x) for _, e, *_ in rows for x in (e.low, e.high))
+        ax.set_xlim(-reach, reach * (1.25 if narrow else 1))
+        ax.locator_params(axis="x", nbins=5 if narrow else 9)
+        worse, better = (
+            ("worse", "better")
+            if narrow
+            else (
+                "worse than the market",
+                "better than the market",
+            )
         )
-        ax.set(
-            ylim=(len(rows) - 0.4, -0.6),
-            xlim=(-reach, reach),
-            xlabel="← worse than the market · ΔR² · better than the market →",
-        )
-        ax.grid(axis="x")
-        ax.spines["left"].set_visible(False)
+        ax.set_xlabel(f"← {worse} · ΔR² · {better} →")
     return figure
 
 
@@ -205,7 +201,7 @@ def calibration(
     bins: int = 12,  # of equal count
 ) -> Any:  # figure
     "Reliability diagrams with 95% intervals."
-    with _figure(8.6, 4.2, len(given)) as (figure, axes):
+    with canvas(WIDE, 4.2, len(given)) as (figure, axes):
         for ax, (name, p) in zip(np.atleast_1d(axes), given.items(), strict=True):
             r, colour = (
                 reliability(p, win, bins).filter(pl.col("win_rate") > 0),
@@ -233,7 +229,7 @@ def calibration(
                 ylim=ends,
                 aspect="equal",
                 xlabel="win probability given",
-                title=f"{_title(name)}, ECE {ece(p, win):.4f}",
+                title=f"{title(name)}, ECE {ece(p, win):.4f}",
             )
             ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if ends[0] < t < ends[1]]
             for axis in (ax.xaxis, ax.yaxis):
@@ -252,7 +248,7 @@ def importance(
     "The features that move the models most."
     panels = {"fundamental": "without a price", "residual": "correcting the market"}
     panels = {k: v for k, v in panels.items() if k in frame.columns}
-    with _figure(8.6, 0.24 * n + 0.8, len(panels)) as (figure, axes):
+    with canvas(WIDE, 0.24 * n + 0.8, len(panels)) as (figure, axes):
         for ax, (column, title) in zip(np.atleast_1d(axes), panels.items(), strict=True):
             top = frame.sort(column, descending=True).head(n)
             ax.barh(
@@ -285,7 +281,7 @@ def growth(
     start = path["bankroll"][0] - path["profit"][0]
     end = path["bankroll"][-1]
     colour = UP if end > start else DOWN if end < start else SOFT
-    with _figure(8.6, 3.2) as (figure, ax):
+    with canvas(WIDE, 3.2) as (figure, ax):
         ax.plot(path["day"], path["bankroll"], color=colour, lw=1.6)
         ax.fill_between(path["day"], start, path["bankroll"], color=colour, alpha=0.1, lw=0)
         ax.axhline(start, color=SOFT, lw=0.9, ls=(0, (4, 3)))

@@ -23,6 +23,7 @@ from ..metrics import delta_r2, summary
 from ..models.base import Outcomes
 from ..odds import has_market
 from ..pipeline import Pipeline
+from ..records import to_json
 
 # %% ../../nbs/71_release.training.ipynb #cell005
 REMEMBERED = 60  # race days of which a bundle answers cards as of their date
@@ -30,17 +31,14 @@ REMEMBERED = 60  # race days of which a bundle answers cards as of their date
 
 def _tuning_figures(pipeline: Pipeline, X, y: Outcomes, odds: np.ndarray, day: np.ndarray) -> dict:
     priced = pipeline.predict(X, odds if pipeline.residual else None)
+    boards = {name: summary(p, y.win, y.position, X.race, day) for name, p in priced.items()}
+    kept = ("r2", "logloss", "top1")
     figures = {
-        name: {
-            k: v
-            for k, v in summary(p, y.win, y.position, X.race, day).items()
-            if k in ("races", "logloss", "r2", "r2_ci", "top1")
-        }
-        for name, p in priced.items()
+        name: dict(races=b.races) | {k: to_json(b[k]) for k in kept} for name, b in boards.items()
     }
     if "combined" in priced:
         gain = delta_r2(priced["combined"], priced["market"], y.win, X.race, day)
-        figures |= dict(delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high])
+        figures["delta_r2"] = to_json(gain)
     return figures
 
 
