@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -17,6 +18,7 @@ from typing import ClassVar, Self
 import numpy as np
 import polars as pl
 
+from .. import identity
 from .. import starts as st
 from ..errors import BadInput
 from ..features.matrix import Matrix
@@ -33,6 +35,7 @@ __all__ = [
     "extra",
     "kind_of",
     "model_class",
+    "code_of",
     "params",
     "save_model",
     "load_model",
@@ -200,6 +203,23 @@ def model_class(
         expected = f"one of {', '.join(KINDS)}"
         raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
     return cls
+
+
+def code_of(
+    model: type[Model],
+) -> str:  # 16 hexadecimal digits
+    "Identifies a kind of model: its code, and the versions of the libraries under it."
+    named = {name.split(".")[0] for names in model.needs.values() for name in names}
+    under = identity.libraries(model) | {name: _version(name) for name in sorted(named)}
+    return identity.of(model, under)
+
+
+def _version(package: str) -> str:
+    "Of a library that may not be installed."
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "absent"
 
 
 def params(model: Model) -> dict:
