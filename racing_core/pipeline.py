@@ -22,6 +22,7 @@ from .models.base import Model, load_model, params, save_model
 from .odds import softmax
 from .oof import out_of_fold
 from .recipes import read_recipe
+from .records import to_json
 
 # %% auto #0
 __all__ = [
@@ -78,6 +79,9 @@ class Pipeline:
     columns: tuple[str, ...] = ()  # what it reads, in order
     refit: bool = True  # fit again on both windows once the weights stand
     combine: Combiner = field(default_factory=Weighted)  # of the fundamental scores
+    foreseen: dict[str, np.ndarray] = field(
+        default_factory=dict, repr=False
+    )  # win probabilities of the tuning window (priced races, if any) by models that had not seen it
 
     @property
     def priced(self) -> bool:
@@ -110,6 +114,7 @@ class Pipeline:
         if market:
             self._train_residual(races.rows(train & priced), progress)
             self._weigh_market(*seen)
+        self._remember(*seen)
         if self.refit or self.combine.out_of_fold:
             more = lambda step: progress(f"{step}, both windows")
             self._train(races.rows(both), more)
@@ -168,6 +173,12 @@ class Pipeline:
                 strength=RESIDUAL_STRENGTH,
             )
 
+    def _remember(self, scores: np.ndarray, races: Races, later: np.ndarray) -> None:
+        "What the parts say of the tuning window before they are fitted on it too."
+        rows = later & races.priced if self.priced else later
+        own = races.rows(rows)
+        self.foreseen = self._stages(scores[rows], own.X, own.odds if self.priced else None)
+
     def predict(
         self,
         X: Matrix,
@@ -176,7 +187,10 @@ class Pipeline:
         """Each fundamental model alone, the combiner's stages, `fundamental`, and with odds
         `market`, `blend` and, where there are residual models, `combined`."""
         X = X.pick(self.columns)
-        U = scores_of(self.fundamental, X, self.combine.relative)
+        return self._stages(scores_of(self.fundamental, X, self.combine.relative), X, odds)
+
+    def _stages(self, U: np.ndarray, X: Matrix, odds: np.ndarray | None) -> dict[str, np.ndarray]:
+        "From the scores of the fundamental models to win probabilities."
         parts = {name: U[:, [j]] @ self.weights[name] for j, name in enumerate(self.fundamental)}
         parts |= self.combine.utilities(U, X)
         if odds is not None and self.priced:
@@ -225,7 +239,7 @@ class Pipeline:
             for group in ("fundamental", "residual")
         }
         combine = dict(kind=self.combine.kind) | asdict(self.combine)
-        return models | dict(combine=combine, refit=self.refit)
+        return to_json(models | dict(combine=combine, refit=self.refit))
 
 
 def recipe(
