@@ -20,7 +20,7 @@ from .models.base import Model
 from .odds import centred
 
 # %% auto #0
-__all__ = ["COMBINERS", "Combiner", "scores_of", "Weighted", "Average"]
+__all__ = ["COMBINERS", "Combiner", "scores_of", "Weighted", "weighted_parts", "Average"]
 
 # %% ../nbs/45a_combiners.ipynb #cell005
 COMBINERS: dict[str, type[Combiner]] = Registry()
@@ -100,11 +100,7 @@ class Weighted(Combiner):
         self, models: dict[str, Model], X: Matrix
     ) -> tuple[tuple[str, ...], np.ndarray]:
         "Columns, then the models that cannot be taken apart."
-        weighed = list(zip(self.weights, models.items(), strict=True))
-        told = [w * m.contributions(X) for w, (_, m) in weighed if m.explains]
-        whole = [(name, w * m.score(X)) for w, (name, m) in weighed if not m.explains]
-        parts = [sum(told) if told else np.zeros(X.values.shape), *(u[:, None] for _, u in whole)]
-        return (*X.columns, *(name for name, _ in whole)), np.concatenate(parts, axis=1)
+        return weighted_parts(self.weights, models, X)
 
     def save(self, folder: Path) -> dict:
         "The weights."
@@ -118,6 +114,19 @@ class Weighted(Combiner):
             expected = f"{models} weights, none negative"
             raise BadInput("weights that do not fit", got=got, expected=expected, where=where)
         return self
+
+
+def weighted_parts(
+    weights: np.ndarray,  # (models,)
+    models: dict[str, Model],  # fitted
+    X: Matrix,
+) -> tuple[tuple[str, ...], np.ndarray]:  # k names; (n, k) parts of the weighted sum
+    "What each column added; a model that cannot say is one part under its own name."
+    weighed = list(zip(weights, models.items(), strict=True))
+    columns = [w * m.contributions(X) for w, (_, m) in weighed if m.explains]
+    whole = {name: w * m.score(X) for w, (name, m) in weighed if not m.explains}
+    parts = [sum(columns) if columns else np.zeros(X.values.shape)]
+    return (*X.columns, *whole), np.column_stack([*parts, *whole.values()])
 
 
 # %% ../nbs/45a_combiners.ipynb #cell009

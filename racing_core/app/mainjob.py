@@ -164,8 +164,11 @@ def obtain(
 
 def last_year(
     last: date,  # last race day there is
-) -> date:  # first day of the last twelve months
+    first: date = date.min,  # first race day there is
+) -> date:  # first day of the last twelve months, or of the last third of fewer than three years
     "Where the test window begins when nobody says."
+    if (third := last - (last - first) // 3) > last - timedelta(365):
+        return third
     day = last + timedelta(1)
     return date(day.year - 1, day.month, 28 if (day.month, day.day) == (2, 29) else day.day)
 
@@ -419,9 +422,9 @@ def run(
     store = Store(job.home, job.source)
     starts, key = store.starts(), dict(data=store.fingerprint, code=code_hash())
     facts["features"] = _features(job, starts, key)
-    facts["backtest"] = _backtest(
-        job, key | dict(test_from=str(job.test_from or last_year(starts["date"].max())))
-    )
+    days = starts["date"]
+    test_from = job.test_from or last_year(days.max(), days.min())
+    facts["backtest"] = _backtest(job, key | dict(test_from=str(test_from)))
     facts["bundle"] = _bundle(job, key)
     facts["prediction"] = _prediction(job, starts)
     return facts | dict(

@@ -91,19 +91,19 @@ _KEYS = (
 
 
 def _predict(pipeline: Pipeline, races: Races, starts: pl.DataFrame) -> pl.DataFrame:
-    p = pipeline.predict(races.X, races.odds if pipeline.residual else None)
+    p = pipeline.predict(races.X, races.odds if pipeline.priced else None)
     price = implied(races.odds, races.race)
     known = dict(win=races.y.win, position=races.y.position, price=price)
     return starts.select(_KEYS).with_columns(pl.Series(k, v) for k, v in (known | p).items())
 
 
 def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
-    parts = {
-        s: np.abs(pipeline.contributions(X, s)).mean(axis=0)
-        for s in ("fundamental", "residual")
-        if s == "fundamental" or pipeline.residual
-    }
-    return pl.DataFrame({"feature": pipeline.columns, **parts}).sort("fundamental", descending=True)
+    found = pl.DataFrame({"feature": pipeline.columns})
+    for stage in ["fundamental", "residual"][: 2 if pipeline.residual else 1]:
+        names, parts = pipeline.contributions(X, stage)
+        own = pl.DataFrame({"feature": names, stage: np.abs(parts).mean(axis=0)})
+        found = found.join(own, on="feature", how="full", coalesce=True)
+    return found.sort("fundamental", descending=True, nulls_last=True)
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
@@ -150,7 +150,7 @@ def _operation(pipeline: Pipeline, races: Races, minutes: float, cards: int = 40
     for k in range(min(cards, races.race[-1] + 1)):
         card = races.rows(races.race == k)
         began = time.perf_counter()
-        pipeline.predict(card.X, card.odds if pipeline.residual else None)
+        pipeline.predict(card.X, card.odds if pipeline.priced else None)
         took.append(1000 * (time.perf_counter() - began))
     with TemporaryDirectory() as folder:
         save_pipeline(pipeline, Path(folder))

@@ -195,6 +195,24 @@ def gains(
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
+def _diagonal(ax: Any, r: pl.DataFrame, colour: str) -> None:
+    "Points of a reliability table round the diagonal, both axes logarithmic."
+    ends = [
+        0.5 * min(r["p"].min(), r["win_rate"].min()),
+        min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max())),
+    ]
+    ax.plot(ends, ends, color=REST, lw=1, ls=(0, (4, 3)), zorder=0)
+    look = dict(color=colour, lw=4, alpha=0.3, capstyle="round")
+    ax.vlines(r["p"], r["low"].clip(ends[0]), r["high"], **look)
+    ax.plot(r["p"], r["win_rate"], "o", color=colour, ms=5.5)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if ends[0] < t < ends[1]]
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    ax.grid()
+
+
 def calibration(
     given: dict[str, np.ndarray],  # name to (n,) win probabilities, a panel each
     win: np.ndarray,  # (n,) 1/k for each of k winners, else 0
@@ -203,39 +221,10 @@ def calibration(
     "Reliability diagrams with 95% intervals."
     with canvas(WIDE, 4.2, len(given)) as (figure, axes):
         for ax, (name, p) in zip(np.atleast_1d(axes), given.items(), strict=True):
-            r, colour = (
-                reliability(p, win, bins).filter(pl.col("win_rate") > 0),
-                COLOURS.get(name, _PALE),
-            )
-            ends = [
-                0.5 * min(r["p"].min(), r["win_rate"].min()),
-                min(1.0, 1.4 * max(r["p"].max(), r["win_rate"].max())),
-            ]
-            ax.plot(ends, ends, color=REST, lw=1, ls=(0, (4, 3)), zorder=0)
-            ax.vlines(
-                r["p"],
-                r["low"].clip(ends[0]),
-                r["high"],
-                color=colour,
-                lw=4,
-                alpha=0.3,
-                capstyle="round",
-            )
-            ax.plot(r["p"], r["win_rate"], "o", color=colour, ms=5.5)
-            ax.set(
-                xscale="log",
-                yscale="log",
-                xlim=ends,
-                ylim=ends,
-                aspect="equal",
-                xlabel="win probability given",
-                title=f"{title(name)}, ECE {ece(p, win):.4f}",
-            )
-            ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if ends[0] < t < ends[1]]
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_ticks(ticks, [f"{t:.1%}" if t < 0.01 else f"{t:.0%}" for t in ticks])
-                axis.set_ticks([], minor=True)
-            ax.grid()
+            points = reliability(p, win, bins).filter(pl.col("win_rate") > 0)
+            _diagonal(ax, points, COLOURS.get(name, _PALE))
+            said = f"{title(name)}, ECE {ece(p, win):.4f}"
+            ax.set(xlabel="win probability given", title=said)
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 
