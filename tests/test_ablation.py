@@ -1,4 +1,4 @@
-"""What each family adds, from outside: the sets that are compared, the figures of a small world, and a leak in one family."""
+"""What each family adds, from outside: the sets, the figures of a small world, and a leak in one family."""
 
 from datetime import date, timedelta
 

@@ -1,4 +1,4 @@
-"""Every leak that was ever met, planted into a run on purpose: a gate has to stop it, and the honest run has to pass them all."""
+"""Every leak that was ever met, planted on purpose: a gate has to stop it, and the honest run passes them all."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta

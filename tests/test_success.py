@@ -1,4 +1,4 @@
-"""Targets and slices from outside: no verdict is bought by knowing nothing, no missing figure is an error, and every race is counted."""
+"""Targets and slices from outside: no verdict is bought by knowing nothing, and every race is counted."""
 
 import json
 from dataclasses import replace

@@ -184,8 +184,9 @@ def kind_of(
 ) -> type[Model] | None:
     "The class of a kind; the rooms of the models are looked through before none is said."
     if kind not in KINDS:
-        for room in iter_modules(import_module("racing_core.models").__path__):
-            import_module(f"racing_core.models.{room.name}")
+        rooms = {r.name for r in iter_modules(import_module("racing_core.models").__path__)}
+        for room in sorted(rooms - {"preprocess"}):  # no model of its own, and scikit-learn to wake
+            import_module(f"racing_core.models.{room}")
     return KINDS.get(kind)
 
 
