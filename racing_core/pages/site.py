@@ -35,8 +35,17 @@ from markupsafe import Markup, escape
 from ..config import shipped, write_whole
 from ..errors import BadInput
 from .html import render, style
-from .notebooks import Outcome, Room, code_key, execute, floor, key, room, rooms
-from .notebooks import last_line
+from racing_core.pages.notebooks import (
+    Outcome,
+    Room,
+    code_key,
+    execute,
+    floor,
+    key,
+    last_line,
+    room,
+    rooms,
+)
 
 
 # %% ../../nbs/92d_pages.site.ipynb #cell004
@@ -207,7 +216,7 @@ def _style() -> Markup:
     from pygments.formatters import HtmlFormatter
 
     pygments = HtmlFormatter(style="vs").get_style_defs("pre.highlight")
-    return style("site.css") + Markup("<style>\n{}\n</style>").format(Markup(pygments))
+    return Markup(f"<style>\n{pygments}\n</style>\n") + style("site.css")  # ours has the last word
 
 
 def page(
