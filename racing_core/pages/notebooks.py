@@ -58,10 +58,11 @@ def _symbols(source: str) -> list[str]:
         statements = ast.parse(source).body
     except SyntaxError:  # the export complains of it
         return []
-    names = [s.name for s in statements if isinstance(s, _NAMED)]
-    targets = [t for s in statements if isinstance(s, ast.Assign) for t in s.targets]
-    targets += [s.target for s in statements if isinstance(s, ast.AnnAssign)]
-    names += [t.id for t in targets if isinstance(t, ast.Name)]
+    names = []
+    for s in statements:
+        targets = s.targets if isinstance(s, ast.Assign) else [getattr(s, "target", None)]
+        names += [s.name] if isinstance(s, _NAMED) else []
+        names += [t.id for t in targets if isinstance(t, ast.Name)]
     return [n for n in names if not n.startswith("_")]
 
 

@@ -237,7 +237,7 @@ def page(
         floor=floor(of),
         before=house[at - 1] if at else None,
         after=house[at + 1] if at + 1 < len(house) else None,
-        headings=[(i, Markup(re.sub(r"<[^>]+>", "", text))) for i, text in headings],
+        headings=[(Markup(i), Markup(re.sub(r"<[^>]+>", "", text))) for i, text in headings],
         cells=cells,
     )
 
