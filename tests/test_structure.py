@@ -70,6 +70,9 @@ def test_notebook_anatomy(notebook):
     name = re.sub(r"^\d+[a-z]?_", "", notebook.stem)
     assert first[0] == f"# {name}", "the title is the module's path"
     assert first[1].startswith("> "), "the subtitle is one sentence"
+    assert not any(source.startswith("# |") for _, source in cells(notebook)), (
+        "directives are `#| `"
+    )
     assert f"#| default_exp {name}" in [source.strip() for _, source in cells(notebook)]
     assert not any(c.get("outputs") or c.get("execution_count") for c in raw["cells"]), (
         "no outputs are committed"
@@ -98,18 +101,16 @@ def test_notebooks_and_their_cells_are_short(notebook):
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
-    for part in ("nbs", "racing_core", "settings.ini"):
+    for part in ("nbs", "racing_core", "settings.ini", "ruff.toml"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, tmp_path / part)
-    subprocess.run(
-        [sys.executable, "-c", "import nbdev; nbdev.nbdev_export()"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
+    export = [sys.executable, "-c", "import nbdev; nbdev.nbdev_export()"]
+    pretty = [sys.executable, "-m", "ruff", "format", "--quiet", "racing_core"]
+    for command in (export, pretty):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     modules = sorted(p.relative_to(ROOT) for p in (ROOT / "racing_core").rglob("*.py"))
     differ = [str(p) for p in modules if (tmp_path / p).read_bytes() != (ROOT / p).read_bytes()]
-    assert not differ, f"run nbdev_export: {differ}"
+    assert not differ, f"run make export: {differ}"
 
 
 HEAVY = (

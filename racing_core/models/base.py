@@ -20,6 +20,7 @@ import polars as pl
 from .. import starts as st
 from ..errors import BadInput
 from ..features.matrix import Matrix
+from ..identity import Registry
 from ..odds import race_sum
 
 # %% auto #0
@@ -80,7 +81,7 @@ def relative(
 
 
 # %% ../../nbs/30_models.base.ipynb #cell010
-KINDS: dict[str, type[Model]] = {}
+KINDS: dict[str, type[Model]] = Registry()
 
 
 class Model:

@@ -60,7 +60,8 @@ def _symbols(source: str) -> list[str]:
         return []
     names = []
     for s in statements:
-        targets = s.targets if isinstance(s, ast.Assign) else [getattr(s, "target", None)]
+        targets = s.targets if isinstance(s, ast.Assign) else []
+        targets = [s.target] if isinstance(s, ast.AnnAssign) else targets
         names += [s.name] if isinstance(s, _NAMED) else []
         names += [t.id for t in targets if isinstance(t, ast.Name)]
     return [n for n in names if not n.startswith("_")]

@@ -71,7 +71,8 @@ class Predictor:
     def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
         runners, odds = card_frame(card, self.bundle.manifest["source"])
-        frame = compute(runners, self.bundle.history)
+        columns = None if self.speaks else self.bundle.pipeline.columns
+        frame = compute(runners, self.bundle.history, columns)
         return (
             runners,
             odds,
@@ -90,6 +91,8 @@ class Predictor:
             self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
             for i, r in enumerate(card.starters)
         ]
+        if not known.any():  # then the prices know more than we do
+            ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
         return Prediction(
             race_id=frame["race_id"][0],
