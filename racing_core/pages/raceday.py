@@ -163,8 +163,8 @@ class Sheet:
     @property
     def basis(self) -> str:
         "What the answer was made from."
-        priced = self.prediction.stage == "combined"
-        return "from form and price" if priced else "from form alone"
+        alone = self.prediction.stage == "fundamental"
+        return "from form alone" if alone else "from form and price"
 
     def line(self, runner_no: int) -> Line:
         "The line of one runner."
@@ -198,7 +198,7 @@ def _lines(prediction: Prediction, rows: pl.DataFrame) -> Iterator[Line]:
 def sheet(
     book: Book,
     race_id: str,
-    stage: str | None = None,  # combined or fundamental; the best informed by default
+    stage: str | None = None,  # the best informed by default
 ) -> Sheet:
     "Have one race answered and explained; `BadInput` where it is no card or has no such answer."
     answer = book.predictor.look(sample_card(book.starts, race_id), stage)

@@ -11,7 +11,9 @@ from markupsafe import Markup
 
 from .html import render
 from .plots import DOWN, INK, REST, SOFT, UP, svg
-from ..serving.explain import PRICE, Explanation, Mover, meaning, quantity, times
+from ..pipeline import PRICE
+from ..serving.explain import Explanation, Mover, meaning, quantity, times
+from ..vocabulary import title
 
 # %% auto #0
 __all__ = ["PRICED", "chart", "reasons"]
@@ -46,8 +48,9 @@ def _labels(ax: Any, rows: list[Mover]) -> None:
     for i, m in enumerate(rows):
         unit, formula = meaning(m.feature)
         name = dict(va="center", fontsize=9, color=INK, parse_math=False)
-        ax.text(0.0, i - (0.19 if formula else 0), m.feature, **name)
-        if formula:
+        valued = formula and m.field_mean is not None  # a model's own score has no value to tell
+        ax.text(0.0, i - (0.19 if valued else 0), title(m.feature), **name)
+        if valued:
             values = f"{quantity(m.value, unit)}, field {quantity(m.field_mean, unit)}"
             ax.text(0.0, i + 0.24, values, va="center", fontsize=8, color=SOFT)
     ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
@@ -67,7 +70,7 @@ def chart(
     for ax in (left, right):
         ax.set_axis_off()
     said = ", ".join(f"{m.feature} {times(m.factor)}" for m in rows)
-    return Markup(svg(figure, f"what moved number {rows[0].runner_no}: {said}"))
+    return svg(figure, f"what moved number {rows[0].runner_no}: {said}")
 
 
 # %% ../../nbs/91d_pages.why.ipynb #cell008
@@ -84,8 +87,8 @@ def reasons(
 ) -> Markup:
     "Why a runner got its probability."
     rows = explanation.of(runner_no, n)
-    terms = [(m.feature, meaning(m.feature)[1]) for m in rows if meaning(m.feature)[1]]
-    features = [m for m in rows if meaning(m.feature)[1] and m.feature != PRICE]
+    terms = [(title(m.feature), meaning(m.feature)[1]) for m in rows if meaning(m.feature)[1]]
+    features = [m for m in rows if m.field_mean is not None and m.feature != PRICE]
     helped = [_spoken(m) for m in features if m.contribution > 0][:2]
     hurt = [_spoken(m) for m in features if m.contribution < 0][:2]
     words = [("For it", helped), ("Against it", hurt)]

@@ -11,18 +11,15 @@ from math import exp
 import numpy as np
 import polars as pl
 
-from ..errors import BadInput
-from ..features.matrix import Matrix, matrix
+from ..features.matrix import matrix
 from ..features.registry import features
 from ..odds import centred, implied
-from ..pipeline import Pipeline
+from ..pipeline import PRICE, Pipeline
+from ..vocabulary import about
 
 # %% auto #0
 __all__ = [
-    "PRICE",
-    "EXPLAINED",
     "Mover",
-    "contributions",
     "strongest",
     "Explanation",
     "explain",
@@ -33,17 +30,15 @@ __all__ = [
     "sentences",
 ]
 
+
 # %% ../../nbs/81a_serving.explain.ipynb #cell005
-PRICE = "price"  # the mover that is no feature
-
-
 @dataclass(frozen=True)
 class Mover:
     "What one feature, or the price, added to one runner."
 
     runner_no: int
-    feature: str  # name of a column, `price`, or `N others`
-    value: float | None
+    feature: str  # name of a column or of a model, `price`, or `N others`
+    value: float | None  # of a feature, or the normalised price
     field_mean: float | None  # over the starters whose value is known
     contribution: float  # utility, against the race's mean
 
@@ -57,31 +52,7 @@ class Mover:
         return asdict(self) | dict(factor=self.factor)
 
 
-# %% ../../nbs/81a_serving.explain.ipynb #cell008
-EXPLAINED = ("combined", "fundamental")
-
-
-def contributions(
-    pipeline: Pipeline,  # fitted
-    X: Matrix,  # of one race
-    stage: str,  # of EXPLAINED
-    market: np.ndarray
-    | None = None,  # (n,) win probabilities of that stage; `combined` starts there
-) -> tuple[tuple[str, ...], np.ndarray]:  # k names; (n, k) utility added, 0 on average in the race
-    "What each part of a stage's utility adds."
-    if stage == "fundamental":
-        return pipeline.columns, pipeline.contributions(X)
-    if stage != "combined" or market is None:
-        expected = "fundamental" if market is None else " or ".join(EXPLAINED)
-        do = "`combined` needs a price for every starter"
-        raise BadInput("a stage that cannot be explained", got=stage, expected=expected, do=do)
-    price = centred(np.log(market), X.race)
-    return (PRICE, *pipeline.columns), np.column_stack(
-        [price, pipeline.contributions(X, "residual")]
-    )
-
-
-# %% ../../nbs/81a_serving.explain.ipynb #cell012
+# %% ../../nbs/81a_serving.explain.ipynb #cell011
 def strongest(
     movers: list[Mover],  # of one runner
     n: int | None = None,  # how many to keep; all by default
@@ -95,12 +66,12 @@ def strongest(
     return [*ranked[:n], Mover(rest[0].runner_no, f"{len(rest)} others", None, None, total)]
 
 
-# %% ../../nbs/81a_serving.explain.ipynb #cell015
+# %% ../../nbs/81a_serving.explain.ipynb #cell014
 @dataclass(frozen=True)
 class Explanation:
     "Why the runners of one race got their probabilities."
 
-    stage: str  # of EXPLAINED
+    stage: str  # fundamental, blend or combined
     base: float  # mean of ln p in the race: ln p of a runner is this plus its contributions
     movers: tuple[Mover, ...]  # runner by runner, strongest first
     error: float  # the largest miss of that sum, in utility
@@ -119,40 +90,37 @@ class Explanation:
         return asdict(self) | dict(movers=[m.to_json() for m in self.movers])
 
 
-def _values(frame: pl.DataFrame, names: tuple[str, ...], price: np.ndarray | None) -> pl.DataFrame:
-    "A column for each mover: the feature, or the normalised price."
-    own = frame.select(pl.col([n for n in names if n != PRICE]).fill_nan(None))
-    return (own if price is None else own.with_columns(pl.Series(PRICE, price))).select(names)
+def _values(frame: pl.DataFrame, names: tuple[str, ...], price: np.ndarray) -> pl.DataFrame:
+    "A column for each mover: the feature or the price; of a model's own score nothing is told."
+    known = frame.with_columns(pl.Series(PRICE, price, dtype=pl.Float64))
+    score = pl.lit(None, pl.Float64)
+    return known.select(
+        pl.col(n).fill_nan(None) if n in known.columns else score.alias(n) for n in names
+    )
 
 
 def explain(
     pipeline: Pipeline,  # fitted
     frame: pl.DataFrame,  # features of one race: race_id, runner_no and the pipeline's columns
     p: dict[str, np.ndarray],  # stage to (n,) win probabilities, what `pipeline.predict` returned
-    stage: str,  # of EXPLAINED
+    stage: str,  # fundamental, blend or combined
     odds: np.ndarray | None = None,  # (n,) of all starters
     top: int | None = None,  # movers of each runner; all by default
 ) -> Explanation:
-    "Take the answer of one stage apart."
+    "Take the answer of one stage apart; `BadInput` where that stage is not there."
     X = matrix(frame, pipeline.columns)
-    names, parts = contributions(pipeline, X, stage, p.get("market"))
-    values = _values(frame, names, implied(odds, X.race) if PRICE in names else None)
-    means = values.mean().row(0)
-    movers = [
-        m
-        for no, row, added in zip(
-            frame["runner_no"], values.iter_rows(), parts.tolist(), strict=True
-        )
-        for m in strongest(
-            [Mover(no, *of) for of in zip(names, row, means, added, strict=True)], top
-        )
-    ]
-    utility = np.log(p[stage])
+    names, parts = pipeline.contributions(X, stage, odds)
+    price = np.full(len(X), np.nan) if odds is None else implied(odds, X.race)
+    values = _values(frame, names, price)
+    means, utility, movers = values.mean().row(0), np.log(p[stage]), []
+    for no, row, added in zip(frame["runner_no"], values.iter_rows(), parts.tolist(), strict=True):
+        own = [Mover(no, *of) for of in zip(names, row, means, added, strict=True)]
+        movers += strongest(own, top)
     miss = parts.sum(axis=1) - centred(utility, X.race)
     return Explanation(stage, float(utility.mean()), tuple(movers), float(np.abs(miss).max()))
 
 
-# %% ../../nbs/81a_serving.explain.ipynb #cell020
+# %% ../../nbs/81a_serving.explain.ipynb #cell022
 _BARE = {"share", "position", "log ratio", "log lengths", ""}  # units that a reader does not miss
 _PRICE = (
     "%",
@@ -182,12 +150,13 @@ def times(
 
 
 def meaning(
-    feature: str,  # name of a column, or `price`
-) -> tuple[str, str]:  # its unit and its formula in words, both empty for what is not a feature
+    feature: str,  # name of a column or of a model, or `price`
+) -> tuple[str, str]:  # its unit and its formula in words, both empty for what has no name
     "What a column is."
     if feature == PRICE:
         return _PRICE
-    return next(((f.unit, f.formula) for f in features() if f.name == feature), ("", ""))
+    own = ((f.unit, f.formula) for f in features() if f.name == feature)
+    return next(own, ("", about(feature)))
 
 
 def phrase(

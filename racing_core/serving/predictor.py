@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
+from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
 from ..semantic.opinions import Opinions, origins, speak
 from . import guard
@@ -27,7 +28,7 @@ from racing_core.serving.contract import (
     card_frame,
     ranks,
 )
-from .explain import EXPLAINED, Explanation, explain
+from .explain import Explanation, explain
 
 # %% auto #0
 __all__ = ["sample_card", "Answer", "Predictor"]
@@ -65,7 +66,7 @@ class Answer:
     features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
     odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
     probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
-    stage: str  # the answered one, of EXPLAINED
+    stage: str  # the answered one, of ANSWERS
 
     @property
     def p(self) -> np.ndarray:  # (n,)
@@ -74,14 +75,14 @@ class Answer:
 
     def at(
         self,
-        stage: str | None,  # of EXPLAINED; None: the best informed
+        stage: str | None,  # of ANSWERS; None: the best informed
     ) -> Answer:
         "The same answer by another stage; `BadInput` where that stage has nothing to say."
-        there = [s for s in EXPLAINED if s in self.probabilities]
+        there = [s for s in ANSWERS if s in self.probabilities]
         if stage not in (None, *there):
-            do = "`combined` needs a price for every starter and a bundle trained with prices"
+            do = "with prices answers who was trained with them, where every starter has one"
             raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
-        return replace(self, stage=stage or there[0])
+        return replace(self, stage=stage or answered(self.probabilities))
 
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell011
@@ -128,7 +129,7 @@ class Predictor:
     def look(
         self,
         card: Card,
-        stage: str | None = None,  # of EXPLAINED; the best informed by default
+        stage: str | None = None,  # of ANSWERS; the best informed by default
     ) -> Answer:
         "All that is known of a card; `BadInput` for a card of another source."
         guard.check_source(card, self.source)
@@ -139,7 +140,7 @@ class Predictor:
         if self.speaks:
             features = speak(runners, features, self.opinions, self.bundle.student)
         p = pipeline.predict(matrix(features, pipeline.columns), odds)
-        return Answer(card, runners, features, odds, p, EXPLAINED[-1]).at(stage)
+        return Answer(card, runners, features, odds, p, answered(p)).at(stage)
 
     def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
