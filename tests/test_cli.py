@@ -22,7 +22,7 @@ from test_data_clients import listed, result
 from test_data_http import Loopback, status
 
 from racing_core.app import main as cli
-from racing_core.app import mainjob
+from racing_core.app import mainjob, terminal
 from racing_core.errors import Leak
 from racing_core.records import to_json
 
