@@ -62,6 +62,7 @@ def settle_win(
 PLACE_TERMS = {  # fewest runners, handicap only?, places, fraction of the win odds
     "HK": ((7, False, 3, 0.0), (4, False, 2, 0.0)),
     "JP": ((8, False, 3, 0.0), (5, False, 2, 0.0)),
+    "tote": ((8, False, 3, 0.0), (5, False, 2, 0.0)),  # the usual terms where none are stated
     "US_place": ((2, False, 2, 0.0),),
     "US_show": ((3, False, 3, 0.0),),
     "GB": ((16, True, 4, 1 / 4), (12, True, 3, 1 / 4), (8, False, 3, 1 / 5), (5, False, 2, 1 / 4)),
@@ -79,7 +80,7 @@ def place_terms(
     """Places paid in a field.
 
     HK: three from 7 declared starters, two from 4 (HKJC Horse Race Betting Rules, 'Illustration: dividend calculation').
-    JP: three from 8 runners, two from 5 (JRA, 複勝). US: first two in the place pool, first three in the show pool
+    JP: three from 8 runners, two from 5 (JRA, 複勝), as most totes pay. US: first two in the place pool, first three in the show pool
     (Oklahoma Administrative Code 325:65-9-3 and -4, after the ARCI model rules). GB and IE: the each-way terms of
     Tattersalls' rules: 5-7 two at 1/4, 8 and more three at 1/5, handicaps of 12-15 three at 1/4, of 16 and more four at 1/4.
     """

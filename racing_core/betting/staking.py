@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "Strategy",
-    "Control",
     "Bets",
     "flat",
     "proportional",
@@ -18,12 +17,15 @@ __all__ = [
     "pool_kelly",
     "price_after",
     "rebated",
+    "Control",
     "cap",
     "cap_race",
     "cap_day",
     "minimum_edge",
     "liquidity",
     "within_pool",
+    "Decision",
+    "decide",
     "stakes",
 ]
 
@@ -271,22 +273,36 @@ def rebated(
 
 
 # %% ../../nbs/51_betting.staking.ipynb #cell019
-Control = Callable[[np.ndarray, Bets], np.ndarray]  # (stake, bets) -> stake allowed
+@dataclass(frozen=True)
+class Control:
+    "A rule that cuts stakes; its name is kept with what it cut."
+
+    name: str
+    allow: Callable[[np.ndarray, Bets], np.ndarray]  # (stake, bets) -> stake allowed
+
+    def __call__(self, stake: np.ndarray, bets: Bets) -> np.ndarray:
+        return self.allow(stake, bets)
 
 
 def cap(
     at_most: float,  # share of the bankroll on one bet
 ) -> Control:
     "No bet above this share of the bankroll."
-    return lambda stake, bets: np.minimum(stake, at_most)
+    return Control(
+        "cap",
+        lambda stake, bets: np.minimum(stake, at_most),
+    )
 
 
 def cap_race(
     at_most: float,  # share of the bankroll on one race
 ) -> Control:
     "The stakes of a race scaled down to this share of the bankroll."
-    return lambda stake, bets: (
-        stake * np.minimum(1, at_most / np.maximum(race_sum(stake, bets.race), 1e-300))
+    return Control(
+        "cap_race",
+        lambda stake, bets: (
+            stake * np.minimum(1, at_most / np.maximum(race_sum(stake, bets.race), 1e-300))
+        ),
     )
 
 
@@ -294,8 +310,12 @@ def cap_day(
     at_most: float,  # share of the bankroll on one day
 ) -> Control:
     "The stakes of a day scaled down to this share of the bankroll."
-    return lambda stake, bets: (
-        stake * np.minimum(1, at_most / np.maximum(np.bincount(bets.day, stake)[bets.day], 1e-300))
+    return Control(
+        "cap_day",
+        lambda stake, bets: (
+            stake
+            * np.minimum(1, at_most / np.maximum(np.bincount(bets.day, stake)[bets.day], 1e-300))
+        ),
     )
 
 
@@ -303,14 +323,20 @@ def minimum_edge(
     at_least: float,  # expected profit per unit staked
 ) -> Control:
     "No bet unless the edge reaches this."
-    return lambda stake, bets: np.where(bets.edge >= at_least, stake, 0.0)
+    return Control(
+        "minimum_edge",
+        lambda stake, bets: np.where(bets.edge >= at_least, stake, 0.0),
+    )
 
 
 def liquidity(
     at_most: float = 0.01,  # share of the race's pool
 ) -> Control:
     "No bet above this share of the money in the pool."
-    return lambda stake, bets: np.minimum(stake, at_most * bets.depth())
+    return Control(
+        "liquidity",
+        lambda stake, bets: np.minimum(stake, at_most * bets.depth()),
+    )
 
 
 def within_pool(
@@ -319,18 +345,30 @@ def within_pool(
 ) -> Control:
     "No bet above what earns most once it moves the price (`isaacs`)."
     most = isaacs(takeout, rebate)
-    return lambda stake, bets: np.minimum(stake, most(bets))
+    return Control("within_pool", lambda stake, bets: np.minimum(stake, most(bets)))
 
 
-def stakes(
+@dataclass(frozen=True)
+class Decision:
+    "What a strategy wanted and what was left of it."
+
+    wanted: np.ndarray  # (n,) shares of the bankroll
+    cuts: dict[str, np.ndarray]  # control -> (n,) what it took away, in the order applied
+    stake: np.ndarray  # (n,) shares of the bankroll
+
+
+def decide(
     bets: Bets,
     strategy: Strategy,  # what one would like to stake
     controls: tuple[Control, ...] = (),  # what is allowed
-) -> np.ndarray:  # (n,) shares of the bankroll
-    "A strategy's stakes after every control."
-    stake = strategy(bets)
+) -> Decision:
+    "A strategy's stakes after every control, and which control cut what."
+    stake = wanted = np.asarray(strategy(bets), float)
+    cuts = {}
     for control in controls:
-        stake = control(stake, bets)
+        allowed = control(stake, bets)
+        cuts[control.name] = cuts.get(control.name, 0.0) + stake - allowed
+        stake = allowed
     if not ((stake >= 0) & np.isfinite(stake)).all():
         raise BadInput(
             "a strategy or control made an impossible stake",
@@ -338,4 +376,13 @@ def stakes(
             expected="0 or more, finite",
             do="return 0 for no bet",
         )
-    return stake
+    return Decision(wanted, cuts, stake)
+
+
+def stakes(
+    bets: Bets,
+    strategy: Strategy,  # what one would like to stake
+    controls: tuple[Control, ...] = (),  # what is allowed
+) -> np.ndarray:  # (n,) shares of the bankroll
+    "The stakes of `decide`."
+    return decide(bets, strategy, controls).stake
