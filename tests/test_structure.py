@@ -70,6 +70,9 @@ def test_notebook_anatomy(notebook):
     name = re.sub(r"^\d+[a-z]?_", "", notebook.stem)
     assert first[0] == f"# {name}", "the title is the module's path"
     assert first[1].startswith("> "), "the subtitle is one sentence"
+    assert not any(source.startswith("# |") for _, source in cells(notebook)), (
+        "directives are `#| `"
+    )
     assert f"#| default_exp {name}" in [source.strip() for _, source in cells(notebook)]
     assert not any(c.get("outputs") or c.get("execution_count") for c in raw["cells"]), (
         "no outputs are committed"

@@ -32,22 +32,8 @@ from ..simulate import simulate
 from ..release.training import train
 
 # %% auto #0
-__all__ = [
-    "Progress",
-    "silent",
-    "code_hash",
-    "store_world",
-    "known_source",
-    "obtain",
-    "last_year",
-    "write_features",
-    "next_week",
-    "table",
-    "report",
-    "Notes",
-    "Job",
-    "run",
-]
+__all__ = ['Progress', 'silent', 'code_hash', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
+           'table', 'report', 'Notes', 'Job', 'run']
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
@@ -114,7 +100,6 @@ def _made(draft: Home, asked: dict) -> dict:
         json.dumps(dict(asked=asked, reconciliation=done), indent=1), encoding="utf-8"
     )
     return done
-
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
 def known_source(home: Home, source: str) -> str:
@@ -191,7 +176,6 @@ def write_features(
         seconds=round(time.perf_counter() - began, 2),
     )
 
-
 # %% ../../nbs/94_app.mainjob.ipynb #cell011
 def next_week(
     starts: pl.DataFrame,  # the wide frame
@@ -221,7 +205,6 @@ def table(prediction: Prediction) -> str:
             *notes,
         ]
     )
-
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell014
 def report(
@@ -280,7 +263,6 @@ class Notes:
             self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1)
         )
         return answer, False
-
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell017
 @dataclass(frozen=True)
@@ -341,7 +323,6 @@ def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
     )
     return r
 
-
 # %% ../../nbs/94_app.mainjob.ipynb #cell018
 def _backtest(job: Job, key: dict) -> dict:
     "The test window is looked at once."
@@ -397,7 +378,6 @@ def _bundle(job: Job, key: dict) -> dict:
     )
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
     return r | dict(champion=state["champion"])
-
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell019
 def _prediction(job: Job, starts: pl.DataFrame) -> dict:

@@ -38,7 +38,7 @@ from racing_core.features.registry import (
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ["SMALL", "CARD", "History", "names", "compute", "build", "Matrix", "matrix"]
+__all__ = ['SMALL', 'CARD', 'History', 'names', 'compute', 'build', 'Matrix', 'matrix']
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
 SMALL = 500  # rows of a table that is not worth an index
@@ -120,7 +120,6 @@ class History:
             }
         )
 
-
 # %% ../../nbs/29_features.matrix.ipynb #cell007
 CARD = 100  # so few runners are looked up one by one
 
@@ -152,7 +151,6 @@ def _warn_of_absent(frame: pl.DataFrame) -> None:
                 stacklevel=3,
             )
 
-
 # %% ../../nbs/29_features.matrix.ipynb #cell008
 def compute(
     runners: pl.DataFrame,  # starters of one card or of many years, sorted by date, race_id, runner_no
@@ -177,7 +175,6 @@ def build(
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
     "Features of all races, each seeing earlier dates only."
     return compute(starts, History.learn(starts))
-
 
 # %% ../../nbs/29_features.matrix.ipynb #cell010
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..semantic.student import Student
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 
 # %% auto #0
-__all__ = ["SCHEMA_VERSION", "feature_hash", "write", "swap", "Bundle", "manifest_of", "read"]
+__all__ = ['SCHEMA_VERSION', 'feature_hash', 'write', 'swap', 'Bundle', 'manifest_of', 'read']
 
 # %% ../../nbs/70_release.bundle.ipynb #cell005
 SCHEMA_VERSION = 1
@@ -41,7 +41,6 @@ def _files(folder: Path) -> dict[str, str]:
     "Relative path to SHA-256 of every file but the manifest."
     found = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
     return {f.relative_to(folder).as_posix(): _digest(f) for f in found}
-
 
 # %% ../../nbs/70_release.bundle.ipynb #cell006
 def write(
@@ -104,7 +103,6 @@ def swap(draft: Path, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
-
 
 # %% ../../nbs/70_release.bundle.ipynb #cell008
 @dataclass(frozen=True)
