@@ -274,7 +274,8 @@ def card_frame(
         conform(pl.DataFrame(rows), RUNNERS), on="race_id", maintain_order="right"
     )
     odds = [r.odds for r in card.starters]
-    # a column, not a literal: polars divides by a literal through its reciprocal, one bit away from what training divided by
+    # a column, not a literal: polars divides by a literal through its reciprocal, one bit away
+    # from what training divided by
     frame = frame.with_columns(n_starters=pl.len().over("race_id").cast(pl.Int16))
     weather = (
         pl.Series(c, [getattr(card, c)] * len(frame), dtype=WEATHER.columns[c].dtype) for c in SKY
