@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -21,10 +21,20 @@ from ..semantic.student import Student
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 
 # %% auto #0
-__all__ = ['SCHEMA_VERSION', 'feature_hash', 'write', 'swap', 'Bundle', 'manifest_of', 'read']
+__all__ = [
+    "SCHEMA_VERSION",
+    "POWERS",
+    "feature_hash",
+    "write",
+    "swap",
+    "Bundle",
+    "manifest_of",
+    "read",
+]
 
 # %% ../../nbs/70_release.bundle.ipynb #cell005
 SCHEMA_VERSION = 1
+POWERS = "stage_powers.json"
 _LIBRARIES = ("numpy", "polars", "scipy", "lightgbm")
 
 
@@ -42,6 +52,7 @@ def _files(folder: Path) -> dict[str, str]:
     found = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
     return {f.relative_to(folder).as_posix(): _digest(f) for f in found}
 
+
 # %% ../../nbs/70_release.bundle.ipynb #cell006
 def write(
     folder: Path,  # where the bundle shall be; replaced whole if it is there
@@ -55,6 +66,7 @@ def write(
     now: datetime,  # time of writing
     data_fingerprint: str = "",  # identifies the stored data
     metrics: dict | None = None,  # figures with their intervals
+    stage_powers: dict | None = None,  # stage -> a power for each of four places
     student: Student | None = None,  # answers for a language model where there is no network
     scores: (
         dict | None
@@ -68,6 +80,8 @@ def write(
         history.latest().save(draft / "history")
         if student:
             student.save(draft / "student.json")
+        if stage_powers:
+            (draft / POWERS).write_text(json.dumps(stage_powers), encoding="utf-8")
         files = _files(draft)
         content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         manifest = dict(
@@ -104,6 +118,7 @@ def swap(draft: Path, folder: Path) -> None:
     os.replace(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
 
+
 # %% ../../nbs/70_release.bundle.ipynb #cell008
 @dataclass(frozen=True)
 class Bundle:
@@ -113,6 +128,7 @@ class Bundle:
     history: History
     manifest: dict
     student: Student | None = None  # where one was carried
+    stage_powers: dict[str, list[float]] = field(default_factory=dict)  # stage -> four powers
 
 
 def manifest_of(
@@ -180,6 +196,6 @@ def read(
             do="train a new one",
         )
     student = Student.load(folder / "student.json") if "student.json" in manifest["files"] else None
-    return Bundle(
-        load_pipeline(folder / "pipeline"), History.load(folder / "history"), manifest, student
-    )
+    powers = json.loads((folder / POWERS).read_text()) if POWERS in manifest["files"] else {}
+    pipeline, history = load_pipeline(folder / "pipeline"), History.load(folder / "history")
+    return Bundle(pipeline, history, manifest, student, powers)

@@ -7,7 +7,6 @@ __all__ = [
     "HARVILLE",
     "SHOWN",
     "NO_POWERS",
-    "learn_powers",
     "places_paid",
     "place_probabilities",
     "exotics",
@@ -25,22 +24,7 @@ from ..betting.settlement import PLACE_TERMS, place_terms
 from ..odds import fair_odds
 from .contract import Card, Combination, Prediction
 
-# %% ../../nbs/81b_serving.places.ipynb #powers
-HARVILLE = (1.0, 1.0, 1.0, 1.0)
-
-
-def learn_powers(
-    p: np.ndarray,  # (n,) win chances
-    position: np.ndarray,  # (n,) finishing positions, nan if not finished
-    race: np.ndarray,  # (n,) race codes
-) -> tuple[float, ...]:  # a power for each of four places, the first 1; empty if none can be learnt
-    "The power at which each place is won among those left; places nobody is recorded in take the last one learnt."
-    recorded = sum(bool(np.any(position == place)) for place in range(1, 5))
-    if recorded < 2:
-        return ()
-    found = orders.fit(p, position, race, recorded)
-    powers = tuple(x / found[0] for x in found)
-    return powers + powers[-1:] * (4 - recorded)
+HARVILLE = (1.0, 1.0, 1.0, 1.0)  # powers of a model that has learnt none
 
 
 # %% ../../nbs/81b_serving.places.ipynb #terms

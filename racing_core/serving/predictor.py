@@ -18,9 +18,11 @@ from ..features.matrix import compute, matrix
 from ..semantic.opinions import Opinions, origins, speak
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
+from .places import with_places
 
 # %% auto #0
-__all__ = ['sample_card', 'Predictor']
+__all__ = ["sample_card", "Predictor"]
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
@@ -36,6 +38,7 @@ def sample_card(
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
     return Card.model_validate(race | dict(runners=runners))
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Predictor:
             for i, r in enumerate(card.starters)
         ]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
-        return Prediction(
+        answer = Prediction(
             race_id=frame["race_id"][0],
             model=m["name"],
             version=m["version"],
@@ -97,6 +100,7 @@ class Predictor:
             ranked=ranked,
             warnings=self._warnings(card, frame),
         )
+        return with_places(answer, card, self.bundle.stage_powers.get(stage))
 
     @staticmethod
     def _ranked(
