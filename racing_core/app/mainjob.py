@@ -32,8 +32,22 @@ from ..simulate import simulate
 from ..release.training import train
 
 # %% auto #0
-__all__ = ['Progress', 'silent', 'code_hash', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
-           'table', 'report', 'Notes', 'Job', 'run']
+__all__ = [
+    "Progress",
+    "silent",
+    "code_hash",
+    "store_world",
+    "known_source",
+    "obtain",
+    "last_year",
+    "write_features",
+    "next_week",
+    "table",
+    "report",
+    "Notes",
+    "Job",
+    "run",
+]
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
@@ -100,6 +114,7 @@ def _made(draft: Home, asked: dict) -> dict:
         json.dumps(dict(asked=asked, reconciliation=done), indent=1), encoding="utf-8"
     )
     return done
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
 def known_source(home: Home, source: str) -> str:
@@ -176,6 +191,7 @@ def write_features(
         seconds=round(time.perf_counter() - began, 2),
     )
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell011
 def next_week(
     starts: pl.DataFrame,  # the wide frame
@@ -185,18 +201,26 @@ def next_week(
     return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None))
 
 
+_FORMS = (".1%", ".1f", ".1f", "+.1%")  # of place, fair odds, odds and edge
+
+
 def table(prediction: Prediction) -> str:
     "The ranking as text."
-    rows = [f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'fair':>7} {'odds':>7} {'edge':>7}"]
+    rows = [
+        f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'place':>6} {'fair':>7} {'odds':>7} {'edge':>7}"
+    ]
     for r in prediction.ranked:
-        fair, odds, edge = (
-            ("–" if v is None else f"{v:{f}}")
-            for v, f in ((r.fair_odds, ".1f"), (r.odds, ".1f"), (r.edge, "+.1%"))
-        )
+        shown = zip((r.place_probability, r.fair_odds, r.odds, r.edge), _FORMS, strict=True)
+        place, fair, odds, edge = ("–" if v is None else f"{v:{form}}" for v, form in shown)
         rows.append(
             f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20}"
-            f" {r.win_probability:>6.1%} {fair:>7} {odds:>7} {edge:>7}"
+            f" {r.win_probability:>6.1%} {place:>6} {fair:>7} {odds:>7} {edge:>7}"
         )
+    rows += [
+        f"{c.pool:<15} {'-'.join(map(str, c.runners)):<12} {c.probability:>6.1%}"
+        f"  fair dividend {c.fair_dividend:.1f}"
+        for c in prediction.exotics
+    ]
     notes = [f"  note: {w}" for w in prediction.warnings]
     return "\n".join(
         [
@@ -205,6 +229,7 @@ def table(prediction: Prediction) -> str:
             *notes,
         ]
     )
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell014
 def report(
@@ -263,6 +288,7 @@ class Notes:
             self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1)
         )
         return answer, False
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell017
 @dataclass(frozen=True)
@@ -323,6 +349,7 @@ def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
     )
     return r
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell018
 def _backtest(job: Job, key: dict) -> dict:
     "The test window is looked at once."
@@ -378,6 +405,7 @@ def _bundle(job: Job, key: dict) -> dict:
     )
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
     return r | dict(champion=state["champion"])
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell019
 def _prediction(job: Job, starts: pl.DataFrame) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..betting.exotics import harville, joint_loss, learn_powers, stage_powers
+from ..betting.exotics import learn_powers
 from .bundle import write
 from ..config import Home
 from ..data.store import Store
@@ -43,21 +43,12 @@ def _tuning_figures(pipeline: Pipeline, X, y: Outcomes, odds: np.ndarray, day: n
     return figures
 
 
-def _places(pipeline: Pipeline, X, y: Outcomes, odds: np.ndarray) -> tuple[dict, dict]:
-    """Stage powers of each stage that is answered, and the mean -ln of the chance of the trifecta
-    that came in, by them and by Harville."""
+def _stage_powers(pipeline: Pipeline, X, y: Outcomes, odds: np.ndarray) -> dict[str, list[float]]:
+    "A power for each of four places, for each stage that is answered."
     p = pipeline.predict(X, odds if pipeline.residual else None)
-    powers, loss = {}, {}
-    for stage in ("fundamental", "combined"):
-        if stage in p and (found := learn_powers(p[stage], y.position, X.race)):
-            powers[stage] = list(found)
-            models = dict(stage_powers=stage_powers(found), harville=harville)
-            each = {
-                k: joint_loss(p[stage], y.position, X.race, "trifecta", m)
-                for k, m in models.items()
-            }
-            loss[stage] = {k: float(np.nanmean(x)) for k, x in each.items() if np.isfinite(x).any()}
-    return powers, loss
+    answered = [stage for stage in ("fundamental", "combined") if stage in p]
+    powers = {stage: list(learn_powers(p[stage], y.position, X.race)) for stage in answered}
+    return {stage: found for stage, found in powers.items() if found}
 
 
 def train(
@@ -100,7 +91,7 @@ def train(
             pipeline, X.rows(seen), y.rows(seen), odds[seen], dates[seen]
         )
     }
-    powers, metrics["trifecta_loss"] = _places(pipeline, X.rows(seen), y.rows(seen), odds[seen])
+    powers = _stage_powers(pipeline, X.rows(seen), y.rows(seen), odds[seen])
     progress("student")
     year = starts["date"] > last - timedelta(365)
     student, likeness = school(
