@@ -22,7 +22,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 # %% auto #0
-__all__ = ['Registry', 'of', 'of_methods', 'libraries']
+__all__ = ["Registry", "of", "of_methods", "libraries"]
 
 # %% ../nbs/01a_identity.ipynb #cell005
 _FOREIGN = tuple(sysconfig.get_paths()[k] for k in ("purelib", "platlib", "stdlib", "platstdlib"))
@@ -76,6 +76,7 @@ def _constants(code: CodeType) -> list[str]:
         consts[0] = None
     return [repr(c) for c in consts if not isinstance(c, CodeType)]
 
+
 # %% ../nbs/01a_identity.ipynb #cell007
 _IMPORT = dis.opmap["IMPORT_NAME"]
 
@@ -116,6 +117,7 @@ def _names(fn: FunctionType) -> dict[str, Any]:
 class _Library(str):
     "The name of a module that was not loaded to find out."
 
+
 # %% ../nbs/01a_identity.ipynb #cell009
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
@@ -146,6 +148,11 @@ class _Walk:
             self.lines.add(f"library {found}")
         return module.split(".")[0]
 
+    @property
+    def own(self) -> list[str]:
+        "The lines about our code."
+        return sorted(line for line in self.lines if not line.startswith("library "))
+
     def write(self, name: str, parts: Iterable[str]) -> str:
         "A line of its own: a name and the hash of what is behind it."
         line = f"{name} {_digest(parts)}"
@@ -165,6 +172,7 @@ def _label(walk: _Walk, thing: Any, owner: type | None) -> str:
     if not _ours(thing.__module__):
         return f"{walk.library(thing.__module__)}:{thing.__qualname__}"
     return _class(walk, thing) if isinstance(thing, type) else _function(walk, thing, owner)
+
 
 # %% ../nbs/01a_identity.ipynb #cell011
 _SKIP = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__"}
@@ -201,6 +209,7 @@ def _class(walk: _Walk, cls: type) -> str:
     parts += [f"{name} {walk.label(f.default_factory)}" for name, f in defaults.items()]
     return walk.write(cls.__qualname__, parts)
 
+
 # %% ../nbs/01a_identity.ipynb #cell012
 def _value(walk: _Walk, x: Any) -> str:
     "What an object holds; of what holds nothing to compare, its kind."
@@ -223,14 +232,15 @@ def _value(walk: _Walk, x: Any) -> str:
         return f"{kind} {[walk.label(getattr(x, f.name, None)) for f in fields(x)]}"
     return kind if " at 0x" in repr(x) else f"{kind} {x!r}"
 
+
 # %% ../nbs/01a_identity.ipynb #cell014
 def of(
     *things: Any,  # functions, classes, values
 ) -> str:  # 16 hexadecimal digits
-    "Identifies the code behind things: theirs, what it names of ours, and the libraries under it."
+    "Identifies the code behind things: theirs and what it names of ours."
     walk = _Walk()
     labels = [walk.label(thing) for thing in things]
-    return _digest([*labels, *sorted(walk.lines)])
+    return _digest([*labels, *walk.own])
 
 
 def of_methods(
@@ -240,7 +250,7 @@ def of_methods(
     "Identifies what a class does when these methods are called."
     walk = _Walk()
     labels = [_member(walk, getattr_static(cls, name), cls) for name in names]
-    return _digest([*labels, *sorted(walk.lines)])
+    return _digest([*labels, *walk.own])
 
 
 def libraries(

@@ -18,7 +18,7 @@ from .config import Home
 from .errors import BadInput, Tampered
 
 # %% auto #0
-__all__ = ['DAY_S', 'Cache', 'DiskCache', 'RedisCache', 'open_cache', 'once']
+__all__ = ["DAY_S", "Cache", "DiskCache", "RedisCache", "open_cache", "once"]
 
 # %% ../nbs/01b_memo.ipynb #cell005
 DAY_S = 24 * 3600.0
@@ -45,6 +45,7 @@ class Cache(Protocol):
 
     def spent(self, key: str) -> float:
         "The total so far."
+
 
 # %% ../nbs/01b_memo.ipynb #cell007
 @cache
@@ -105,6 +106,7 @@ class DiskCache:
 
     def spent(self, key: str) -> float:
         return self._store.get(f"spent:{key}") or 0.0
+
 
 # %% ../nbs/01b_memo.ipynb #cell011
 _LOG = logging.getLogger("racing_core.memo")
@@ -167,6 +169,7 @@ class RedisCache:
     def spent(self, key: str) -> float:
         return float(self._store.get(f"racing:spent:{key}") or 0.0)
 
+
 # %% ../nbs/01b_memo.ipynb #cell014
 def open_cache(
     home: Home,  # its `cache` folder is used where there is no Redis
@@ -175,6 +178,7 @@ def open_cache(
     "Redis where RACING_REDIS_URL says so, a folder otherwise."
     url = (os.environ if env is None else env).get("RACING_REDIS_URL")
     return RedisCache(url) if url else DiskCache(home.root / "cache")
+
 
 # %% ../nbs/01b_memo.ipynb #cell017
 _NOTHING = {"nothing": True}

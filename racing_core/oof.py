@@ -25,7 +25,7 @@ from .models.base import Model, Outcomes, params, save_model
 from .odds import centred
 
 # %% auto #0
-__all__ = ['Folds', 'FUTURE', 'grouped', 'folds_of', 'Fit', 'fit_once', 'Scores', 'out_of_fold']
+__all__ = ["Folds", "FUTURE", "grouped", "folds_of", "Fit", "fit_once", "Scores", "out_of_fold"]
 
 # %% ../nbs/42_oof.ipynb #cell005
 Folds = list[tuple[np.ndarray, np.ndarray]]  # (n,) bool: rows to train on, rows to score
@@ -53,6 +53,7 @@ def folds_of(
     if kind not in ("walk_forward", "grouped"):
         raise BadInput("no such folds", got=kind, expected="walk_forward or grouped")
     return walk_forward(dates, n) if kind == "walk_forward" else grouped(race, n)
+
 
 # %% ../nbs/42_oof.ipynb #cell008
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def fit_once(
         np.savez(buffer, scores=scores, seconds=seconds, size=size)
         write_whole(file, buffer.getvalue())
     return Fit(scores, seconds, size)
+
 
 # %% ../nbs/42_oof.ipynb #cell011
 @dataclass(frozen=True)

@@ -21,8 +21,17 @@ from .models.trees import LambdaRank, SoftmaxTrees
 from .odds import has_market, softmax
 
 # %% auto #0
-__all__ = ['PLACES', 'RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'Progress', 'fundamental_models', 'residual_models', 'Pipeline',
-           'save_pipeline', 'load_pipeline']
+__all__ = [
+    "PLACES",
+    "RESIDUAL_SHARE",
+    "RESIDUAL_STRENGTH",
+    "Progress",
+    "fundamental_models",
+    "residual_models",
+    "Pipeline",
+    "save_pipeline",
+    "load_pipeline",
+]
 
 # %% ../nbs/48_pipeline.ipynb #cell005
 PLACES = (
@@ -62,6 +71,7 @@ def _silent(step: str) -> None: ...
 def _columns(models: dict[str, Model], X: Matrix) -> np.ndarray:
     "Utilities side by side, (n, models)."
     return np.stack([m.score(X) for m in models.values()], axis=1)
+
 
 # %% ../nbs/48_pipeline.ipynb #cell007
 @dataclass
@@ -195,6 +205,7 @@ class Pipeline:
         size = np.bincount(X.race)
         mean = np.stack([np.bincount(X.race, column) / size for column in parts.T], axis=1)
         return parts - mean[X.race]
+
 
 # %% ../nbs/48_pipeline.ipynb #cell009
 def save_pipeline(

@@ -19,7 +19,8 @@ from .models.trees import _lightgbm, relevance
 from .odds import centred, softmax
 
 # %% auto #0
-__all__ = ['MetaFeatures', 'TwoStage', 'weighted']
+__all__ = ["MetaFeatures", "TwoStage", "weighted"]
+
 
 # %% ../nbs/46_stacking.ipynb #cell005
 @dataclass
@@ -46,6 +47,7 @@ class MetaFeatures:
     def transform(self, scores: np.ndarray, X: Matrix) -> np.ndarray:  # (n, models + top)
         "Scaled columns, clipped at ten quartile ranges."
         return np.clip(self.scaler.transform(self._raw(scores, X)), -10, 10)
+
 
 # %% ../nbs/46_stacking.ipynb #cell007
 @dataclass
@@ -177,6 +179,7 @@ class TwoStage:
             stage_2a=first,
             stage_2b=shares(np.minimum(self._unclipped(M, X.race), self.ceiling), X.race),
         )
+
 
 # %% ../nbs/46_stacking.ipynb #cell009
 def weighted(

@@ -18,16 +18,60 @@ from .registry import feature, memory
 from ..semantic.scorer import Score, Settings, Subject, era, hide
 
 # %% auto #0
-__all__ = ['LEXICON', 'TROUBLE', 'EFFORT', 'UNWELL', 'MIN_PAIRS', 'RIDGE', 'PRICE_SLOPE', 'NO_COMMENTS', 'REPLACED', 'FACTS',
-           'RECENT', 'terms', 'learn_weights', 'remarks', 'grok4_jockey_form_score', 'grok4_jockey_form_trend',
-           'jockey_judged', 'jockey_last_day', 'grok4_jockey_form_confidence', 'grok4_trainer_momentum',
-           'grok4_trainer_momentum_trend', 'trainer_judged', 'trainer_last_day', 'grok4_trainer_momentum_confidence',
-           'effort_last', 'unwell_last', 'horse_described', 'grok4_horse_fitness_assessment',
-           'grok4_horse_fitness_trend', 'grok4_horse_fitness_confidence', 'comment_sentiment', 'comment_value',
-           'trouble_in_running_last', 'trouble_in_running_L5', 'excuse_score', 'finishing_effort_L3', 'eased_last',
-           'checked_last', 'slow_start_rate', 'wide_trip_rate', 'pulled_hard_rate', 'last_gear', 'stable_gear_record',
-           'gear_change', 'first_time_gear', 'gear_removed', 'stable_signal', 'recent_comments', 'subjects',
-           'fallbacks', 'overlay', 'demand_coverage']
+__all__ = [
+    "LEXICON",
+    "TROUBLE",
+    "EFFORT",
+    "UNWELL",
+    "MIN_PAIRS",
+    "RIDGE",
+    "PRICE_SLOPE",
+    "NO_COMMENTS",
+    "REPLACED",
+    "FACTS",
+    "RECENT",
+    "terms",
+    "learn_weights",
+    "remarks",
+    "grok4_jockey_form_score",
+    "grok4_jockey_form_trend",
+    "jockey_judged",
+    "jockey_last_day",
+    "grok4_jockey_form_confidence",
+    "grok4_trainer_momentum",
+    "grok4_trainer_momentum_trend",
+    "trainer_judged",
+    "trainer_last_day",
+    "grok4_trainer_momentum_confidence",
+    "effort_last",
+    "unwell_last",
+    "horse_described",
+    "grok4_horse_fitness_assessment",
+    "grok4_horse_fitness_trend",
+    "grok4_horse_fitness_confidence",
+    "comment_sentiment",
+    "comment_value",
+    "trouble_in_running_last",
+    "trouble_in_running_L5",
+    "excuse_score",
+    "finishing_effort_L3",
+    "eased_last",
+    "checked_last",
+    "slow_start_rate",
+    "wide_trip_rate",
+    "pulled_hard_rate",
+    "last_gear",
+    "stable_gear_record",
+    "gear_change",
+    "first_time_gear",
+    "gear_removed",
+    "stable_signal",
+    "recent_comments",
+    "subjects",
+    "fallbacks",
+    "overlay",
+    "demand_coverage",
+]
 
 # %% ../../nbs/26_features.semantic.ipynb #cell005
 LEXICON: dict[str, tuple[str, str]] = {  # term: (Chinese, English)
@@ -152,6 +196,7 @@ def terms(
         pl.col("text").str.contains(f"{zh}|{en}").alias(term) for term, (zh, en) in LEXICON.items()
     )
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell009
 TROUBLE = dict(
     blocked=0.5,
@@ -203,6 +248,7 @@ def _events() -> dict[str, pl.Expr]:
         **{name: pl.col(term).cast(pl.Float64) for name, term in flags.items()},
     )
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell013
 MIN_PAIRS = 500  # before there are so many, a comment has no score
 RIDGE = 1000.0  # on the weights of terms
@@ -240,6 +286,7 @@ def _scored(profile: np.ndarray, quarter: np.ndarray, weights: dict[int, np.ndar
     "Weights times profile, row by row."
     parts = [(profile[quarter == q] * w).sum(axis=1) for q, w in weights.items()]
     return pl.Series(np.concatenate(parts) if parts else np.zeros(0)).fill_nan(None)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell016
 PRICE_SLOPE = 0.33  # of performance on market_log
@@ -319,6 +366,7 @@ def remarks(
         judged=pl.when(pl.col("beat_price").is_not_null()).then(1.0),
     )
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell020
 def _beat(half_life: float) -> pl.Expr:
     return rate("beat_price", prior=0, strength=12, half_life=half_life)
@@ -359,6 +407,7 @@ def grok4_jockey_form_confidence():
     "Fallback: W / (W + 12), half after each 14 days without a ride."
     return _fading("jockey_judged", "jockey_last_day", 14)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell021
 @feature("score", after=TRAINER, family="semantic", lo=0, hi=1)
 def grok4_trainer_momentum():
@@ -389,6 +438,7 @@ def trainer_last_day():
 def grok4_trainer_momentum_confidence():
     "Fallback: W / (W + 12), half after each 28 days without a runner."
     return _fading("trainer_judged", "trainer_last_day", 28)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell022
 @memory(HORSE)
@@ -432,6 +482,7 @@ def grok4_horse_fitness_trend():
 def grok4_horse_fitness_confidence():
     "Fallback: W / (W + 2) of the starts with a comment, half after each 120 days without a start."
     return _fading("horse_described", "last_day", 120)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell024
 @feature("log lengths", after=HORSE, family="semantic", lo=-3, hi=3)
@@ -483,6 +534,7 @@ def checked_last():
     "Was it checked in the last start?"
     return pl.col("said_checked")
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell025
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def slow_start_rate():
@@ -501,6 +553,7 @@ def pulled_hard_rate():
     """Share of starts in which it pulled hard, one counting half after 180 days; worth 4 starts of
     0.03."""
     return rate("said_keen", prior=0.03, strength=4, half_life=180)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell027
 @memory(HORSE)
@@ -549,6 +602,7 @@ def stable_signal():
         .when(pl.col("gear_change") == 0)
         .then(0.0)
     )
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell031
 REPLACED = {  # kind: score, trend, confidence
@@ -664,6 +718,7 @@ def subjects(
                 Subject(kind, runner[f"{kind}_id"], runner["date"], facts),
             )
     return list(asked.values())
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell034
 def fallbacks(

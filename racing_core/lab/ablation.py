@@ -24,7 +24,7 @@ from ..odds import has_market
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['BASE', 'ALL', 'Sides', 'sets', 'columns', 'quick', 'ablate']
+__all__ = ["BASE", "ALL", "Sides", "sets", "columns", "quick", "ablate"]
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell005
 BASE, ALL = FAMILIES[0], "all"
@@ -42,6 +42,7 @@ def columns(
 ) -> tuple[str, ...]:  # names of features
     "Columns of these families, in the order of the matrix."
     return tuple(f.name for family in families for f in features(family))
+
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell008
 def quick() -> Pipeline:
@@ -90,6 +91,7 @@ def _foreseen(
         name: np.concatenate([p[name] for p in parts])
         for name in ("fundamental", "market", "combined")
     }
+
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
 def _row(

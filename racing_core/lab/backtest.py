@@ -30,7 +30,17 @@ from ..pipeline import Pipeline, save_pipeline
 from .targets import SIZES, band, by_odds, ground, slices, success
 
 # %% auto #0
-__all__ = ['Progress', 'TERMS', 'Backtest', 'backtest', 'stages', 'bankroll', 'gain_by_year', 'figures', 'peak_mb']
+__all__ = [
+    "Progress",
+    "TERMS",
+    "Backtest",
+    "backtest",
+    "stages",
+    "bankroll",
+    "gain_by_year",
+    "figures",
+    "peak_mb",
+]
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell008
 Progress = Callable[[str, float], None]  # step, share done
@@ -83,6 +93,7 @@ def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
         if s == "fundamental" or pipeline.residual
     }
     return pl.DataFrame({"feature": pipeline.columns, **parts}).sort("fundamental", descending=True)
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
 def _comparable(starts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -162,6 +173,7 @@ def _operation(
         save_pipeline(pipeline, Path(folder))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     return dict(latency_ms=float(np.quantile(took, 0.95)), size_mb=size / 1e6)
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell011
 def stages(
@@ -261,6 +273,7 @@ def _gain(p: pl.DataFrame):
         st.race_codes(p),
         p["date"].to_numpy(),
     )
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell012
 def figures(

@@ -35,7 +35,7 @@ from ..pipeline import PLACES, Pipeline
 from ..stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ['GROUPS', 'beyond', 'Entries', 'Races', 'Contest', 'contest', 'figures']
+__all__ = ["GROUPS", "beyond", "Entries", "Races", "Contest", "contest", "figures"]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
@@ -65,6 +65,7 @@ class Entries:
     def models(self) -> dict[str, Callable[[], Model]]:
         "Makers of all of them."
         return {name: (lambda m=m: deepcopy(m)) for name, m in (self.zoo | self.beyond).items()}
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _opinions(
     )
     return found, K, told
 
+
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
 def _best_single(found: dict, K: Races, names: list[str]) -> str:
     "The model of the zoo that made the tuning year's winners likeliest."
@@ -192,6 +194,7 @@ def _window(
         softmax(found["stage_2b"][0][rows], own.X.race), own.y.win, own.X.race, own.dates
     ).name
     return probabilities | {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}, told
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
 @dataclass(frozen=True)
@@ -275,6 +278,7 @@ def contest(
         f"{entries.folds} folds, {kind}",
         alarms(frame, starts),
     )
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
 def figures(

@@ -26,7 +26,8 @@ from ..config import write_whole
 from ..errors import BadInput, RacingError
 
 # %% auto #0
-__all__ = ['Progress', 'tell', 'execute', 'keep', 'versions']
+__all__ = ["Progress", "tell", "execute", "keep", "versions"]
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, A
         )
     given = {k: str(v) if isinstance(v, Path | date) else v for k, v in parameters.items()}
     return ({"out": str(out)} if "out" in known else {}) | given
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell007
 Progress = Callable[[str, float], None]  # step, share done
@@ -89,6 +91,7 @@ class _Bar:
                 self.say(told[1], int(told[2]) / 100)
 
     def flush(self) -> None: ...
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
 def _run(
@@ -145,6 +148,7 @@ def _complaint(name: str, text: str, where: str, log: Path) -> RacingError:
         do=f"its outputs up to there are in {log}",
     )
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell011
 def execute(
     notebook: Path | str,  # with a cell tagged `parameters`
@@ -180,6 +184,7 @@ def execute(
         raise fault
     progress("report", 1.0)
     return log
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
 def _plain(x: Any) -> Any:

@@ -16,8 +16,24 @@ from ..metrics import bootstrap_ratio, by_race, delta_r2, mcfadden_r2
 from ..schema import WETNESS
 
 # %% auto #0
-__all__ = ['TARGETS', 'STATES', 'FEW', 'LEAST', 'SIZES', 'WET', 'ODDS', 'Target', 'of_board', 'of_bets', 'success', 'band',
-           'ground', 'slices', 'by_odds']
+__all__ = [
+    "TARGETS",
+    "STATES",
+    "FEW",
+    "LEAST",
+    "SIZES",
+    "WET",
+    "ODDS",
+    "Target",
+    "of_board",
+    "of_bets",
+    "success",
+    "band",
+    "ground",
+    "slices",
+    "by_odds",
+]
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell005
 @dataclass(frozen=True)
@@ -154,6 +170,7 @@ def _proves_nothing(bankroll: Mapping) -> str:
         return "the interval of the return holds zero"
     return OPTIMISTIC if bankroll.get("label") == OPTIMISTIC else ""
 
+
 # %% ../../nbs/61a_lab.targets.ipynb #cell008
 def _verdict(
     target: Target, value: float | None, trivial: float | None, doubt: str
@@ -197,6 +214,7 @@ def success(
             | dict(trivial=trivial.get(t.name), state=state, why=why)
         )
     return rows
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell014
 LEAST = 100  # races of a slice that is shown

@@ -13,7 +13,7 @@ from ..errors import BadInput, Leak
 from ..metrics import FROM_TAKEOUT, LIMITS
 
 # %% auto #0
-__all__ = ['ANYWHERE', 'WIRES', 'test_window', 'overridden', 'stop_if_tripped']
+__all__ = ["ANYWHERE", "WIRES", "test_window", "overridden", "stop_if_tripped"]
 
 # %% ../../nbs/61_lab.walk.ipynb #cell004
 ANYWHERE = ("beyond_oracle", "price_correlation")  # wires that stop a run in the simulator too

@@ -24,9 +24,27 @@ from ..identity import Registry
 from ..odds import race_sum
 
 # %% auto #0
-__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'extra', 'params', 'save_model', 'load_model', 'check_repeatable',
-           'check_row_order', 'check_column_order', 'check_save_load', 'check_one_race', 'check_one_runner',
-           'check_missing', 'check_contributions', 'check_offset']
+__all__ = [
+    "KINDS",
+    "CHECKS",
+    "Outcomes",
+    "relative",
+    "Model",
+    "extra",
+    "params",
+    "save_model",
+    "load_model",
+    "check_repeatable",
+    "check_row_order",
+    "check_column_order",
+    "check_save_load",
+    "check_one_race",
+    "check_one_runner",
+    "check_missing",
+    "check_contributions",
+    "check_offset",
+]
+
 
 # %% ../../nbs/30_models.base.ipynb #cell005
 @dataclass(frozen=True)
@@ -45,6 +63,7 @@ class Outcomes:
         "The rows where the (n,) boolean mask holds."
         return Outcomes(self.win[mask], self.position[mask])
 
+
 # %% ../../nbs/30_models.base.ipynb #cell007
 def relative(
     X: Matrix,
@@ -59,6 +78,7 @@ def relative(
         mean = np.bincount(X.race, filled[:, j], size) / np.maximum(count, 1)
         out[:, j] = np.where(known[:, j], np.round(filled[:, j] - mean[X.race], 9), 0.0)
     return out
+
 
 # %% ../../nbs/30_models.base.ipynb #cell010
 KINDS: dict[str, type[Model]] = Registry()
@@ -138,6 +158,7 @@ class Model:
         "What it sees of them, a row per runner."
         return relative(X)
 
+
 # %% ../../nbs/30_models.base.ipynb #cell011
 def extra(
     package: str,  # module to import
@@ -199,6 +220,7 @@ def load_model(
     model._load(state["state"], folder)
     return model
 
+
 # %% ../../nbs/30_models.base.ipynb #cell013
 def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, np.ndarray]:
     "Runners of each race in another order; also the order that was used."
@@ -242,6 +264,7 @@ def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
         save_model(model, Path(folder))
         again = load_model(Path(folder))
     assert np.array_equal(again.score(X), model.score(X)) and params(again) == params(model)
+
 
 # %% ../../nbs/30_models.base.ipynb #cell014
 def check_one_race(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:

@@ -17,7 +17,20 @@ from ..serving.explain import DOWN, REST, UP
 from ..metrics import ece, reliability
 
 # %% auto #0
-__all__ = ['MARKET', 'TRUTH', 'INK', 'SOFT', 'LINE', 'COLOURS', 'svg', 'ladder', 'gains', 'calibration', 'importance', 'growth']
+__all__ = [
+    "MARKET",
+    "TRUTH",
+    "INK",
+    "SOFT",
+    "LINE",
+    "COLOURS",
+    "svg",
+    "ladder",
+    "gains",
+    "calibration",
+    "importance",
+    "growth",
+]
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell005
 MARKET, TRUTH, INK, SOFT, LINE = "#1f2937", "#b7791f", "#1f2937", "#6b7280", "#e5e7eb"
@@ -92,6 +105,7 @@ def _title(name: str) -> str:
         "lightgbm_softmax": "softmax trees",
     }.get(name, name)
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
 def ladder(
     shown: dict[str, dict],  # name to `r2` and `r2_ci`, in the order to draw
@@ -133,6 +147,7 @@ def ladder(
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
@@ -182,6 +197,7 @@ def gains(
         ax.spines["left"].set_visible(False)
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
 def calibration(
     given: dict[str, np.ndarray],  # name to (n,) win probabilities, a panel each
@@ -227,6 +243,7 @@ def calibration(
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell018
 def importance(
     frame: pl.DataFrame,  # feature, fundamental, and residual where there is one: mean |contribution|
@@ -254,6 +271,7 @@ def importance(
             ax.locator_params(axis="x", nbins=5)
             ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell021
 def growth(

@@ -19,8 +19,24 @@ from ..lab.notebook import execute
 from ..metrics import summary, uniform
 
 # %% auto #0
-__all__ = ['CSS', 'ABOUT', 'MEANING', 'render', 'publish', 'verdict', 'headline', 'table', 'boards', 'comparison', 'ranking',
-           'wires', 'window', 'reconciliation', 'money', 'facts']
+__all__ = [
+    "CSS",
+    "ABOUT",
+    "MEANING",
+    "render",
+    "publish",
+    "verdict",
+    "headline",
+    "table",
+    "boards",
+    "comparison",
+    "ranking",
+    "wires",
+    "window",
+    "reconciliation",
+    "money",
+    "facts",
+]
 
 # %% ../../nbs/91_pages.report.ipynb #cell013
 CSS = """
@@ -98,6 +114,7 @@ def render(
     )
     return f"{start}<style>{CSS}</style>\n<main>\n{body}\n</main>\n</html>\n"
 
+
 # %% ../../nbs/91_pages.report.ipynb #39454d52
 def publish(
     notebook: Path | str,  # with a cell tagged `parameters`
@@ -117,6 +134,7 @@ def publish(
         if log.is_file() and log.stat().st_mtime_ns != before:
             page = write_whole(log.with_suffix(".html"), render(read(log, 4), log.stem))
     return page
+
 
 # %% ../../nbs/91_pages.report.ipynb #cell023
 def _signed(x: float, form: str = ".4f") -> str:
@@ -192,6 +210,7 @@ def headline(
         f'<h1>Backtest of {escape(of)}</h1><p class="when">{when}</p>{scores}<p'
         f' class="lead">{lead}</p><div class="tiles">{shown}</div>'
     )
+
 
 # %% ../../nbs/91_pages.report.ipynb #cell025
 ABOUT = {
@@ -301,6 +320,7 @@ def ranking(
         for n, b in shown.items()
     ]
     return table(head, rows, [_MARKS.get(n, "") for n in shown])
+
 
 # %% ../../nbs/91_pages.report.ipynb #cell026
 MEANING = {

@@ -37,7 +37,8 @@ from racing_core.semantic.scorer import (
 )
 
 # %% auto #0
-__all__ = ['MINDS', 'Opinions', 'speak', 'origins', 'matrix_of', 'account', 'school']
+__all__ = ["MINDS", "Opinions", "speak", "origins", "matrix_of", "account", "school"]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell005
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _days(runners: pl.DataFrame, frame: pl.DataFrame) -> zip:
         *(part.partition_by("date", maintain_order=True) for part in (runners, frame)), strict=True
     )
 
+
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell009
 def _who(today: pl.DataFrame) -> list[Subject]:
     "The subjects of one race day, without facts."
@@ -160,6 +162,7 @@ def origins(
         dict(zip(REPLACED, row, strict=True))
         for row in frame.select(f"{kind}_origin" for kind in REPLACED).iter_rows()
     ]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell014
 MINDS = ("fallback", "model")
@@ -218,6 +221,7 @@ def account(
         spoken=spoken,
         may_remember=float(1 - after),
     )
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell017
 def school(

@@ -25,8 +25,27 @@ from ..memo import Cache, once
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'KINDS', 'TEXT_LIMIT', 'Settings', 'Subject', 'Score', 'clean', 'messages', 'schema', 'parse',
-           'worst_usd', 'usage_usd', 'budget_key', 'Scorer', 'openai_client', 'prefetch', 'lookup', 'era', 'hide']
+__all__ = [
+    "PROMPT_VERSION",
+    "KINDS",
+    "TEXT_LIMIT",
+    "Settings",
+    "Subject",
+    "Score",
+    "clean",
+    "messages",
+    "schema",
+    "parse",
+    "worst_usd",
+    "usage_usd",
+    "budget_key",
+    "Scorer",
+    "openai_client",
+    "prefetch",
+    "lookup",
+    "era",
+    "hide",
+]
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell005
 PROMPT_VERSION = "1"
@@ -87,6 +106,7 @@ class Settings:
         "Answers of another model or prompt are other answers."
         return self.model, PROMPT_VERSION, self.anonymise
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell008
 KINDS = {
     "jockey": (
@@ -141,6 +161,7 @@ class Score:
     origin: str  # model, cache, fallback or student
     model: str | None = None  # that answered
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell011
 TEXT_LIMIT = 400  # characters of any one text
 
@@ -185,6 +206,7 @@ def messages(subject: Subject) -> list[dict]:
         {"role": "system", "content": _SYSTEM.format(question=KINDS[subject.kind])},
         {"role": "user", "content": f"<data>\n{data}\n</data>"},
     ]
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell014
 _RANGES = {"score": (0, 1), "trend": (-1, 1), "confidence": (0, 1)}
@@ -246,6 +268,7 @@ def parse(
         else None
     )
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell017
 _LOG = logging.getLogger("racing_core.semantic.scorer")
 
@@ -268,6 +291,7 @@ def usage_usd(usage: Any, settings: Settings) -> float | None:
 def budget_key(now: datetime) -> str:
     "The day's account."
     return f"llm-usd:{now:%Y-%m-%d}"
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell020
 @dataclass
@@ -358,6 +382,7 @@ class Scorer:
         self.cache.put(subject.place(self.settings), answer)
         return "model" if new else "cache"
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell022
 def openai_client(settings: Settings) -> Any:
     "The real client; our own deadlines and retries replace its 600 seconds and two retries."
@@ -431,6 +456,7 @@ def lookup(
     return {
         who: replace(Score(**answer), origin="cache") for who, answer in known.items() if answer
     }
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell026
 def era(

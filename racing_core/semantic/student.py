@@ -19,7 +19,7 @@ from ..features.semantic import LEXICON
 from .scorer import Score, Subject
 
 # %% auto #0
-__all__ = ['Lesson', 'Student', 'distil', 'taught']
+__all__ = ["Lesson", "Student", "distil", "taught"]
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell005
 _TERMS = {term: re.compile(f"{zh}|{en}") for term, (zh, en) in LEXICON.items()}
@@ -41,6 +41,7 @@ def _said(subject: Subject) -> np.ndarray:
     ).reshape(len(comments), len(_TERMS))
     weight = 2.0 ** np.arange(len(comments))
     return weight @ found / max(weight.sum(), 1.0)
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell008
 _ANSWER = ("score", "trend", "confidence")
@@ -88,6 +89,7 @@ def _lesson(subjects: list[Subject], answers: list[Score], l2: float) -> Lesson:
     penalty = np.diag(np.r_[1e-9, np.full(Z.shape[1] - 1, l2)])
     weights = np.linalg.solve(Z.T @ Z + penalty, Z.T @ Y)
     return Lesson(**asdict(empty) | {"weights": weights.round(9).tolist()})
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell009
 @dataclass(frozen=True)

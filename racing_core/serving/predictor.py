@@ -72,7 +72,8 @@ class Predictor:
     def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
         runners, odds = card_frame(card, self.bundle.manifest["source"])
-        frame = compute(runners, self.bundle.history)
+        columns = None if self.speaks else self.bundle.pipeline.columns
+        frame = compute(runners, self.bundle.history, columns)
         return (
             runners,
             odds,
