@@ -208,10 +208,20 @@ TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(
 def bankroll(
     predictions: pl.DataFrame,  # of a Backtest
     probability: str = "combined",  # column to bet on
+    dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
 ) -> pl.DataFrame:  # a row per race day
     """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the
-    closing price that was chosen at."""
-    return betting.run(*_bets(predictions, probability), **TERMS)
+    dividends where there are any and else at the closing price that was chosen at."""
+    p, odds, win, race, day = _bets(predictions, probability)
+    win, settle, _ = _settled(predictions, dividends)
+    return betting.run(p, odds, win, race, day, settle_odds=settle, **TERMS)
+
+
+def _settled(p: pl.DataFrame, dividends: pl.DataFrame | None) -> tuple[np.ndarray, np.ndarray, str]:
+    "Winners, the prices they are paid at, and how that is called."
+    if dividends is None:
+        return p["win"].to_numpy(), p["odds"].to_numpy(), betting.OPTIMISTIC
+    return betting.at_dividends(p, dividends)
 
 
 def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
@@ -279,6 +289,7 @@ def _gain(p: pl.DataFrame):
 def figures(
     found: Backtest,
     test_looks: int,  # how often this window has been looked at
+    dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
 ) -> dict:  # plain numbers, ready for JSON
     "Everything that a report shows and a program reads."
     p, race = found.predictions, st.race_codes(found.predictions)
@@ -315,7 +326,7 @@ def figures(
         market_power=[w.power for w in found.pipelines],
         weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
         bet_everything=everything,
-        bankroll=betting.figures(bankroll(p)),
+        bankroll=betting.figures(bankroll(p, dividends=dividends), _settled(p, dividends)[2]),
         placebo=_placebo(p),
         test_looks=test_looks,
         tripwires=wires,

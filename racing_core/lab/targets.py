@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..betting.backtest import OPTIMISTIC
 from ..metrics import bootstrap_ratio, by_race, delta_r2, mcfadden_r2
 from ..schema import WETNESS
 
@@ -168,7 +167,8 @@ def _proves_nothing(bankroll: Mapping) -> str:
         return f"only {bankroll.get('bets', 0)} bets"
     if not low > 0:
         return "the interval of the return holds zero"
-    return OPTIMISTIC if bankroll.get("label") == OPTIMISTIC else ""
+    label = bankroll.get("label") or ""
+    return label if label.startswith("optimistic") else ""
 
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell008
