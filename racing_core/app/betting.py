@@ -115,7 +115,7 @@ def _asked(cards: list, exotics: list[str]) -> list:
     if unknown := sorted(set(exotics) - ({*POOLS} - {"win"})):
         expected = ", ".join(name for name in POOLS if name != "win")
         raise BadInput("no such pool", got=unknown[0], expected=expected, where="--exotic")
-    return [c.model_copy(update=dict(exotics=[*c.exotics, *exotics])) for c in cards]
+    return [c.model_copy(update=dict(exotics=[*(c.exotics or []), *exotics])) for c in cards]
 
 
 @commands.command(

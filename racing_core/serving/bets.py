@@ -53,24 +53,24 @@ class Terms:
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise BadInput("no such strategy", got=self.strategy, expected=", ".join(STRATEGIES))
-        shares = ("fraction", "cap", "cap_race", "cap_day")
-        wrong = [name for name in shares if not 0 < getattr(self, name) <= 1]
-        wrong += [n for n in ("bankroll", "pool_size") if not 0 < (getattr(self, n) or 1) < 1e12]
-        wrong += [name for name in ("minimum_edge", "takeout") if not 0 <= getattr(self, name) < 1]
-        if self.bankroll == 0 or wrong:
-            name = wrong[0] if wrong else "bankroll"
-            expected = (
-                "money above 0" if name in ("bankroll", "pool_size") else "a share from 0 to 1"
-            )
-            raise BadInput(
-                "impossible terms", got=getattr(self, name), expected=expected, where=name
-            )
+        money = dict(bankroll=self.bankroll, pool_size=self.pool_size)
+        shares = {k: getattr(self, k) for k in ("fraction", "cap", "cap_race", "cap_day")}
+        limits = {k: getattr(self, k) for k in ("minimum_edge", "takeout")}
+        _within("money above 0", money, lambda x: x is None or 0 < x < 1e12)
+        _within("a share above 0, at most 1", shares, lambda x: 0 < x <= 1)
+        _within("a share from 0 to below 1", limits, lambda x: 0 <= x < 1)
         if self.strategy in OF_THE_POOL and self.pool_size is None:
             raise BadInput(
                 "the size of the win pool is not known",
                 expected=f"money in the pool, for {self.strategy}",
                 where="pool_size",
             )
+
+
+def _within(expected: str, values: dict, good: Callable[[float], bool]) -> None:
+    for name, value in values.items():
+        if not good(value):
+            raise BadInput("impossible terms", got=value, expected=expected, where=name)
 
 
 STRATEGIES: dict[str, Callable[[Terms], Strategy]] = {
@@ -159,7 +159,7 @@ def lines(
         if r.place_odds is not None and answer.places and r.runner_no in edges:
             chance = edges[r.runner_no].place_probability
             found.append(Line(race, "place", (r.runner_no,), chance, r.place_odds))
-    offers = [o for o in card.offers if set(o.runners) <= set(edges)]
+    offers = [o for o in card.offers or [] if set(o.runners) <= set(edges)]
     orders = Orders.of(answer, [o.pool for o in offers])
     found += [
         Line(race, o.pool, tuple(o.runners), orders.probability(o.pool, o.runners), o.odds)
@@ -312,7 +312,7 @@ def _why(
             f" {terms.minimum_edge:+.1%}"
         )
     starters = {r.runner_no for r in card.starters}
-    if void := sum(not set(o.runners) <= starters for o in card.offers):
+    if void := sum(not set(o.runners) <= starters for o in card.offers or []):
         said.append(f"{void} offers name a non-runner and are void")
     if terms.strategy in OF_THE_POOL and {x.pool for x in offered} - {"win"}:
         said.append(f"{terms.strategy} stakes in the win pool only: no other pool's size is known")

@@ -208,11 +208,11 @@ class Card(_Closed):
     wind_speed_ms: _of(WEATHER, "wind_speed_ms", float) | None = None
     humidity_pct: _of(WEATHER, "humidity_pct", float) | None = None
     runners: list[RunnerIn] = Field(min_length=1, max_length=MAX_RUNNERS)
-    exotics: list[Pool] = Field(
-        [], max_length=7, description="pools whose likeliest combinations the answer shall list"
+    exotics: list[Pool] | None = Field(
+        None, max_length=7, description="pools whose likeliest combinations the answer shall list"
     )
-    offers: list[Offer] = Field(
-        [], max_length=3000, description="prices of exotic combinations; read by `racing bets`"
+    offers: list[Offer] | None = Field(
+        None, max_length=3000, description="prices of exotic combinations; read by `racing bets`"
     )
 
     @field_validator("runners")
@@ -232,7 +232,9 @@ class Card(_Closed):
 
     @model_validator(mode="after")
     def _offered(self):
-        unknown = {n for o in self.offers for n in o.runners} - {r.runner_no for r in self.runners}
+        unknown = {n for o in self.offers or [] for n in o.runners} - {
+            r.runner_no for r in self.runners
+        }
         if unknown:
             raise ValueError(f"an offer names runner {min(unknown)}, who is not on the card")
         return self

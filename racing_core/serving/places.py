@@ -107,7 +107,7 @@ def with_places(
         r.model_copy(update=dict(place_probability=chance[r.runner_no])) for r in answer.ranked
     ]
     combinations = [
-        c for pool in dict.fromkeys(card.exotics) for c in exotics(p, numbers, pool, used)
+        c for pool in dict.fromkeys(card.exotics or []) for c in exotics(p, numbers, pool, used)
     ]
     unlearnt = not powers and (places or card.exotics)
     return answer.model_copy(
