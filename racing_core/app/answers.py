@@ -161,16 +161,11 @@ def dashboard(
 
     It holds the ranking against the market, and what moved each horse.
     """
-    import os
-
     from racing_core.pages.raceday import serve
 
     need("voila", "ui")
     free("127.0.0.1", port)
     url = f"http://127.0.0.1:{port}/"
     ctx.obj.answer(dict(url=url), f"{url} shows the page; Ctrl-C stops it")
-    if (
-        ctx.obj.json
-    ):  # the server takes the place of this process: it too must leave the answer alone
-        os.dup2(2, 1)
+    ctx.obj.step_aside()
     serve(ctx.obj.home, port)

@@ -149,8 +149,6 @@ def lab(
     as_json: AsJson = False,
 ) -> None:
     "Open JupyterLab on the notebooks, the source of everything here."
-    import subprocess
-
     need("jupyterlab", "ui")
     notebooks, place = shipped("nbs"), ctx.obj.home
     if os.geteuid() == 0 and not allow_root:
@@ -160,6 +158,6 @@ def lab(
         dict(folder=notebooks, port=port, home=place.root),
         f"JupyterLab on {notebooks}, home {near(place.root)}; Ctrl-C stops it",
     )
+    ctx.obj.step_aside()
     env = os.environ | dict(RACING_HOME=str(place.root), RACING_TRACKING_URI=place.tracking_uri)
-    command = lab_command(notebooks, port, allow_root)
-    raise typer.Exit(subprocess.call(command, stdout=sys.stderr, env=env))
+    os.execve(sys.executable, lab_command(notebooks, port, allow_root), env)

@@ -7,6 +7,7 @@ __all__ = ["plain", "near", "Shared", "Bar", "scoreboard", "standings"]
 
 # %% ../../nbs/93a_app.terminal.ipynb #cell002
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,11 @@ class Shared:
             file=self.out,
             flush=True,
         )
+
+    def step_aside(self) -> None:
+        "Before a server takes the place of this process: its words leave the one answer alone."
+        if self.json:
+            os.dup2(2, 1)
 
     def refuse(self, facts: dict, text: str, code: int) -> int:
         "Why there is no answer; the exit code."

@@ -14,12 +14,12 @@ __all__ = [
     "perf_at_distance",
     "speed_rating_at_distance",
     "perf_on_going",
+    "draw_relative",
     "draw_sxy",
     "draw_sxx",
+    "draw_bias_course",
     "rail_sxy",
     "rail_sxx",
-    "draw_relative",
-    "draw_bias_course",
     "draw_bias_rail",
     "draw_stall_record",
     "draw_by_style",
@@ -36,8 +36,6 @@ from .registry import Timeline, feature, memory
 
 # %% ../../nbs/22a_features.conditions.ipynb #cell005
 AT_COURSE = Timeline("horse at course", ("horse_id", "course", "surface"))
-AT_DISTANCE = Timeline("horse at distance", ("horse_id", "distance_band"))
-ON_GOING = Timeline("horse on going", ("horse_id", "going_band"))
 
 
 @feature("share", after=AT_COURSE, lo=-1, hi=1)
@@ -45,6 +43,10 @@ def perf_at_course():
     """Share of rivals beaten less the field's mean, at this course and surface; worth 3 starts of
     zero."""
     return rate("perf_centred", prior=0, strength=3)
+
+
+# %% ../../nbs/22a_features.conditions.ipynb #cell010
+AT_DISTANCE = Timeline("horse at distance", ("horse_id", "distance_band"))
 
 
 @feature("share", after=AT_DISTANCE, lo=-1, hi=1)
@@ -60,17 +62,28 @@ def speed_rating_at_distance():
     return pl.col("speed").rolling_max(5, min_samples=1)
 
 
+# %% ../../nbs/22a_features.conditions.ipynb #cell014
+ON_GOING = Timeline("horse on going", ("horse_id", "going_band"))
+
+
 @feature("share", after=ON_GOING, lo=-1, hi=1)
 def perf_on_going():
     "Share of rivals beaten less the field's mean, on dry or on wet ground; worth 3 starts of zero."
     return rate("perf_centred", prior=0, strength=3)
 
 
-# %% ../../nbs/22a_features.conditions.ipynb #cell007
-DRAW = Timeline("draw at course", ("course", "surface", "distance_m"))
-DRAW_RAIL = Timeline("draw at rail", ("course", "surface", "rail", "distance_m"))
-STALL = Timeline("stall", ("course", "surface", "distance_m", "draw"))
+# %% ../../nbs/22a_features.conditions.ipynb #cell018
 _X = pl.col("draw_share") - 0.5
+
+
+@feature("share", lo=0, hi=1)
+def draw_relative():
+    "Draw as a share of the field: 0 innermost, 1 outermost."
+    return pl.col("draw_share")
+
+
+# %% ../../nbs/22a_features.conditions.ipynb #cell022
+DRAW = Timeline("draw at course", ("course", "surface", "distance_m"))
 
 
 def _sum(x: pl.Expr) -> pl.Expr:
@@ -89,6 +102,21 @@ def draw_sxx():
     return _sum(_X**2)
 
 
+def _course_slope() -> pl.Expr:
+    return pl.col("draw_sxy").fill_null(0.0) / (pl.col("draw_sxx").fill_null(0.0) + 20)
+
+
+@feature("share", lo=-1, hi=1)
+def draw_bias_course():
+    """What this draw has been worth here, in rivals beaten: slope at course and distance times
+    (draw - 1/2)."""
+    return _course_slope() * _X
+
+
+# %% ../../nbs/22a_features.conditions.ipynb #cell027
+DRAW_RAIL = Timeline("draw at rail", ("course", "surface", "rail", "distance_m"))
+
+
 @memory(DRAW_RAIL)
 def rail_sxy():
     "Σ draw · rivals beaten, both centred, at this rail."
@@ -101,28 +129,10 @@ def rail_sxx():
     return _sum(_X**2)
 
 
-# %% ../../nbs/22a_features.conditions.ipynb #cell008
-def _course_slope() -> pl.Expr:
-    return pl.col("draw_sxy").fill_null(0.0) / (pl.col("draw_sxx").fill_null(0.0) + 20)
-
-
 def _rail_slope() -> pl.Expr:
     return (pl.col("rail_sxy").fill_null(0.0) + 15 * _course_slope()) / (
         pl.col("rail_sxx").fill_null(0.0) + 15
     )
-
-
-@feature("share", lo=0, hi=1)
-def draw_relative():
-    "Draw as a share of the field: 0 innermost, 1 outermost."
-    return pl.col("draw_share")
-
-
-@feature("share", lo=-1, hi=1)
-def draw_bias_course():
-    """What this draw has been worth here, in rivals beaten: slope at course and distance times
-    (draw - 1/2)."""
-    return _course_slope() * _X
 
 
 @feature("share", lo=-1, hi=1)
@@ -131,12 +141,17 @@ def draw_bias_rail():
     return _rail_slope() * _X
 
 
+# %% ../../nbs/22a_features.conditions.ipynb #cell031
+STALL = Timeline("stall", ("course", "surface", "distance_m", "draw"))
+
+
 @feature("share", after=STALL, lo=-1, hi=1)
 def draw_stall_record():
     "Rivals beaten from this very stall less the field's mean, worth 60 starts of zero."
     return rate("perf_centred", prior=0, strength=60)
 
 
+# %% ../../nbs/22a_features.conditions.ipynb #cell035
 @feature("share", lo=-0.5, hi=0.5)
 def draw_by_style():
     "Early position times (draw - 1/2): a hold-up horse drawn wide is positive."

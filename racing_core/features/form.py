@@ -23,23 +23,23 @@ __all__ = [
     "speed_rating_best_L5",
     "weighted_speed_rating",
     "last_day",
-    "day_of_5th_last",
-    "last_distance_m",
-    "last_weight_kg",
-    "last_body_weight_kg",
-    "last_rating",
-    "peak_rating_L10",
-    "last_class",
     "days_since_last",
+    "day_of_5th_last",
     "days_per_start_L5",
+    "last_distance_m",
     "distance_change",
+    "last_class",
     "class_change",
     "official_rating",
+    "last_rating",
     "rating_change",
+    "peak_rating_L10",
     "rating_vs_peak_L10",
     "weight_carried",
+    "last_weight_kg",
     "weight_change",
     "body_weight",
+    "last_body_weight_kg",
     "body_weight_change",
     "early_position_L5",
     "late_gain_L5",
@@ -64,6 +64,7 @@ def avg_position_L5():
     return last_n("finish_position", 5)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell010
 @feature("share", after=HORSE, lo=0, hi=1)
 def avg_perf_index_L5():
     "Mean share of rivals beaten over the last 5 starts."
@@ -88,6 +89,7 @@ def form_trend():
     return last_n("perf_index", 3) - last_n("perf_index", 10)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell014
 @feature("share", after=HORSE, lo=0, hi=1)
 def win_rate_L10():
     "Share of the last 10 starts that were won; a dead heat counts half."
@@ -100,6 +102,7 @@ def career_win_rate():
     return rate("won", prior=0.08, strength=5)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell018
 @memory(HORSE, "starts")
 def starts_so_far():
     "Number of starts."
@@ -112,13 +115,14 @@ def career_starts():
     return pl.col("starts_so_far").fill_null(0).cast(pl.Float64)
 
 
-# %% ../../nbs/22_features.form.ipynb #cell007
+# %% ../../nbs/22_features.form.ipynb #cell022
 @feature("share", after=HORSE, lo=0, hi=0.6)
 def consistency_L10():
     "Standard deviation of the share of rivals beaten over the last 10 starts; needs 3."
     return pl.col("perf_index").rolling_std(10, min_samples=3)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell026
 @feature("lengths", after=HORSE, lo=0, hi=20)
 def last_margin():
     "Lengths behind the winner in the last start, at most 20."
@@ -137,13 +141,14 @@ def best_margin_L5():
     return pl.col("beaten_lengths").rolling_min(5, min_samples=1)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell030
 @feature("share", after=HORSE, lo=-1, hi=1)
 def market_surprise_L5():
     "Mean of win less priced chance over the last 5 starts."
     return last_n("surprise", 5)
 
 
-# %% ../../nbs/22_features.form.ipynb #cell009
+# %% ../../nbs/22_features.form.ipynb #cell034
 @feature("points", after=HORSE, lo=0, hi=200)
 def speed_rating_last():
     "Speed rating of the last start."
@@ -162,11 +167,17 @@ def weighted_speed_rating():
     return recent("speed", 120)
 
 
-# %% ../../nbs/22_features.form.ipynb #cell011
+# %% ../../nbs/22_features.form.ipynb #cell038
 @memory(HORSE, "days")
 def last_day():
     "Day of the last start."
     return pl.col("day")
+
+
+@feature("days", lo=0, hi=365)
+def days_since_last():
+    "Days since the last start, at most 365."
+    return (pl.col("day") - pl.col("last_day")).clip(0, 365)
 
 
 @memory(HORSE, "days")
@@ -175,53 +186,17 @@ def day_of_5th_last():
     return pl.col("day").shift(4)
 
 
-@memory(HORSE, "m")
-def last_distance_m():
-    "Distance of the last start."
-    return pl.col("distance_m").cast(pl.Float64)
-
-
-@memory(HORSE, "kg")
-def last_weight_kg():
-    "Weight carried in the last start."
-    return pl.col("weight_kg")
-
-
-@memory(HORSE, "kg")
-def last_body_weight_kg():
-    "The horse's weight at its last start."
-    return pl.col("body_weight_kg").forward_fill()
-
-
-@memory(HORSE, "points")
-def last_rating():
-    "Last known handicap rating."
-    return pl.col("rating").forward_fill()
-
-
-@memory(HORSE, "points")
-def peak_rating_L10():
-    "Highest handicap rating of the last 10 starts."
-    return pl.col("rating").rolling_max(10, min_samples=1)
-
-
-@memory(HORSE, "steps")
-def last_class():
-    "Class of the last start."
-    return pl.col("class_rank").forward_fill()
-
-
-# %% ../../nbs/22_features.form.ipynb #cell012
-@feature("days", lo=0, hi=365)
-def days_since_last():
-    "Days since the last start, at most 365."
-    return (pl.col("day") - pl.col("last_day")).clip(0, 365)
-
-
 @feature("days", lo=0, hi=1000)
 def days_per_start_L5():
     "Days since the fifth-last start, at most 1000: small for a busy horse."
     return (pl.col("day") - pl.col("day_of_5th_last")).clip(0, 1000)
+
+
+# %% ../../nbs/22_features.form.ipynb #cell042
+@memory(HORSE, "m")
+def last_distance_m():
+    "Distance of the last start."
+    return pl.col("distance_m").cast(pl.Float64)
 
 
 @feature("log ratio", lo=-3, hi=3)
@@ -230,22 +205,42 @@ def distance_change():
     return (pl.col("distance_m") / pl.col("last_distance_m")).log()
 
 
+# %% ../../nbs/22_features.form.ipynb #cell046
+@memory(HORSE, "steps")
+def last_class():
+    "Class of the last start."
+    return pl.col("class_rank").forward_fill()
+
+
 @feature("steps", lo=-13, hi=13)
 def class_change():
     "Steps up in class since the last start."
     return pl.col("class_rank") - pl.col("last_class")
 
 
+# %% ../../nbs/22_features.form.ipynb #cell050
 @feature("points", lo=0, hi=200)
 def official_rating():
     "The handicapper's rating today."
     return pl.col("rating")
 
 
+@memory(HORSE, "points")
+def last_rating():
+    "Last known handicap rating."
+    return pl.col("rating").forward_fill()
+
+
 @feature("points", lo=-200, hi=200)
 def rating_change():
     "Rating today less rating at the last start."
     return pl.col("rating") - pl.col("last_rating")
+
+
+@memory(HORSE, "points")
+def peak_rating_L10():
+    "Highest handicap rating of the last 10 starts."
+    return pl.col("rating").rolling_max(10, min_samples=1)
 
 
 @feature("points", lo=-200, hi=200)
@@ -255,10 +250,16 @@ def rating_vs_peak_L10():
     return pl.col("rating") - pl.col("peak_rating_L10")
 
 
-# %% ../../nbs/22_features.form.ipynb #cell013
+# %% ../../nbs/22_features.form.ipynb #cell054
 @feature("kg", lo=35, hi=90)
 def weight_carried():
     "Weight carried today."
+    return pl.col("weight_kg")
+
+
+@memory(HORSE, "kg")
+def last_weight_kg():
+    "Weight carried in the last start."
     return pl.col("weight_kg")
 
 
@@ -268,10 +269,17 @@ def weight_change():
     return pl.col("weight_kg") - pl.col("last_weight_kg")
 
 
+# %% ../../nbs/22_features.form.ipynb #cell058
 @feature("kg", lo=250, hi=750)
 def body_weight():
     "The horse's own weight today."
     return pl.col("body_weight_kg")
+
+
+@memory(HORSE, "kg")
+def last_body_weight_kg():
+    "The horse's weight at its last start."
+    return pl.col("body_weight_kg").forward_fill()
 
 
 @feature("kg", lo=-200, hi=200)
@@ -280,7 +288,7 @@ def body_weight_change():
     return pl.col("body_weight_kg") - pl.col("last_body_weight_kg")
 
 
-# %% ../../nbs/22_features.form.ipynb #cell015
+# %% ../../nbs/22_features.form.ipynb #cell062
 @feature("share", after=HORSE, lo=0, hi=1)
 def early_position_L5():
     "Mean early running position over the last 5 starts, 0 leading and 1 last."
@@ -293,6 +301,7 @@ def late_gain_L5():
     return last_n("late_gain", 5)
 
 
+# %% ../../nbs/22_features.form.ipynb #cell066
 @feature("log ratio", after=HORSE, lo=-12, hi=12)
 def last_market_log():
     "ln(n·p) of the last start, p its price freed of the overround, centred in that race."

@@ -22,6 +22,7 @@ from racing_core.features import (
     connections,
     form,
     interaction,
+    pace,
     semantic,
     weather,
 )

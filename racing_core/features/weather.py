@@ -16,15 +16,15 @@ __all__ = [
     "temperature_f",
     "wind_speed_mph",
     "humidity_pct",
+    "wet_less_dry_record",
     "moisture_slope",
     "usual_moisture_pct",
-    "best_moisture_pct",
-    "usual_temperature_f",
-    "draw_going_slope",
-    "wet_less_dry_record",
     "moisture_fit",
+    "best_moisture_pct",
     "moisture_off_best",
+    "usual_temperature_f",
     "temperature_vs_usual",
+    "draw_going_slope",
     "draw_bias_going",
 ]
 
@@ -37,17 +37,16 @@ from .form import HORSE
 from .registry import Timeline, feature, memory
 
 # %% ../../nbs/24_features.weather.ipynb #cell005
-RAIN_MM = {
+RAIN_MM = {  # what a word for the sky stands for
     "fine": 0.0,
     "cloudy": 0.0,
     "light_rain": 2.0,
     "rain": 8.0,
     "light_snow": 2.0,
     "snow": 8.0,
-}  # what a word for the sky stands for
-_PERCENT = 100 / max(
-    schema.WETNESS.values()
-)  # factors, not divisors: polars divides a column by a literal one bit away from a scalar
+}
+# factors, not divisors: polars divides a column by a literal one bit away from a scalar
+_PERCENT = 100 / max(schema.WETNESS.values())
 _OBSERVED = pl.col("precipitation_mm")
 
 
@@ -65,6 +64,7 @@ def _moisture() -> pl.Expr:
     return (level * _PERCENT).clip(0, 100)
 
 
+# %% ../../nbs/24_features.weather.ipynb #cell009
 def moisture_origin() -> pl.Expr:
     "What `track_moisture_pct` was made from: observed, going, sky or none."
     rained, going, sky = (e.is_not_null() for e in (_OBSERVED, pl.col("wetness"), _rain()))
@@ -79,7 +79,7 @@ def moisture_origin() -> pl.Expr:
     )
 
 
-# %% ../../nbs/24_features.weather.ipynb #cell009
+# %% ../../nbs/24_features.weather.ipynb #cell013
 GROUND = Timeline("ground at course", ("course", "surface"))
 
 
@@ -108,13 +108,13 @@ def going_soft_indicator():
     return (_moisture() >= 50).cast(pl.Float64)
 
 
+# %% ../../nbs/24_features.weather.ipynb #cell018
 @feature("mm", family="weather", lo=0, hi=1000)
 def precipitation_last_24h_mm():
     "Rain or snow in the last 24 hours, observed or what the word for the sky stands for."
     return _rain()
 
 
-# %% ../../nbs/24_features.weather.ipynb #cell010
 @feature("degrees Fahrenheit", family="weather", lo=-40, hi=131)
 def temperature_f():
     "Air temperature, observed: 32 + 9/5 °C."
@@ -133,12 +133,23 @@ def humidity_pct():
     return pl.col("humidity_pct")
 
 
-# %% ../../nbs/24_features.weather.ipynb #cell012
+# %% ../../nbs/24_features.weather.ipynb #cell022
 _PERF = pl.col("perf_centred")
+
 _WET_FROM = 40.0  # percent; good to yielding and wetter
-DRAW_GOING = Timeline("draw on going", ("course", "surface", "distance_m", "going_band"))
 
 
+@feature("share", after=HORSE, family="weather", lo=-2, hi=2)
+def wet_less_dry_record():
+    """Share of rivals beaten less the field's mean, on wet ground less on dry (wet from 40 %), each
+    worth 3 starts of zero."""
+    wet, dry = (pl.when(m).then(_PERF) for m in (_moisture() >= _WET_FROM, _moisture() < _WET_FROM))
+    return pl.when(_moisture().is_not_null()).then(
+        rate(wet, prior=0, strength=3) - rate(dry, prior=0, strength=3)
+    )
+
+
+# %% ../../nbs/24_features.weather.ipynb #cell026
 @memory(HORSE, "share per percent")
 def moisture_slope():
     "Lean of the record on the wetness of the ground."
@@ -151,39 +162,17 @@ def usual_moisture_pct():
     return mean_so_far(_moisture())
 
 
-@memory(HORSE, "percent")
-def best_moisture_pct():
-    "Mean wetness of the ground it ran on, each start counting by the rivals it beat."
-    return mean_so_far(_moisture(), pl.col("perf_index").clip(0))
-
-
-@memory(HORSE, "degrees Fahrenheit")
-def usual_temperature_f():
-    "Mean temperature of the days it ran on."
-    return mean_so_far(32 + 1.8 * pl.col("temperature_c"))
-
-
-@memory(DRAW_GOING, "share")
-def draw_going_slope():
-    "Lean of rivals beaten on the draw, here and on such ground."
-    return slope(pl.col("draw_share"), _PERF, ridge=20)
-
-
-# %% ../../nbs/24_features.weather.ipynb #cell013
-@feature("share", after=HORSE, family="weather", lo=-2, hi=2)
-def wet_less_dry_record():
-    """Share of rivals beaten less the field's mean, on wet ground less on dry (wet from 40 %), each
-    worth 3 starts of zero."""
-    wet, dry = (pl.when(m).then(_PERF) for m in (_moisture() >= _WET_FROM, _moisture() < _WET_FROM))
-    return pl.when(_moisture().is_not_null()).then(
-        rate(wet, prior=0, strength=3) - rate(dry, prior=0, strength=3)
-    )
-
-
 @feature("share", family="weather", lo=-2, hi=2)
 def moisture_fit():
     "Lean of the horse's record on wetness (ridge slope) times today's wetness less its usual one."
     return pl.col("moisture_slope") * (_moisture() - pl.col("usual_moisture_pct"))
+
+
+# %% ../../nbs/24_features.weather.ipynb #cell031
+@memory(HORSE, "percent")
+def best_moisture_pct():
+    "Mean wetness of the ground it ran on, each start counting by the rivals it beat."
+    return mean_so_far(_moisture(), pl.col("perf_index").clip(0))
 
 
 @feature("percent", family="weather", lo=0, hi=100)
@@ -193,10 +182,27 @@ def moisture_off_best():
     return (_moisture() - pl.col("best_moisture_pct")).abs()
 
 
+# %% ../../nbs/24_features.weather.ipynb #cell035
+@memory(HORSE, "degrees Fahrenheit")
+def usual_temperature_f():
+    "Mean temperature of the days it ran on."
+    return mean_so_far(32 + 1.8 * pl.col("temperature_c"))
+
+
 @feature("degrees Fahrenheit", family="weather", lo=-171, hi=171)
 def temperature_vs_usual():
     "Temperature today less the mean of the days it ran on."
     return 32 + 1.8 * pl.col("temperature_c") - pl.col("usual_temperature_f")
+
+
+# %% ../../nbs/24_features.weather.ipynb #cell039
+DRAW_GOING = Timeline("draw on going", ("course", "surface", "distance_m", "going_band"))
+
+
+@memory(DRAW_GOING, "share")
+def draw_going_slope():
+    "Lean of rivals beaten on the draw, here and on such ground."
+    return slope(pl.col("draw_share"), _PERF, ridge=20)
 
 
 @feature("share", family="weather", lo=-1, hi=1)

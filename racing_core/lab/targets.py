@@ -109,7 +109,7 @@ TARGETS = (
     ),
     Target(
         "latency_ms",
-        100,
+        150,
         True,
         "95% of cards are answered faster, from features to probabilities in process, milliseconds;"
         " says nothing of skill",
@@ -126,7 +126,7 @@ TARGETS = (
     ),
     Target(
         "training_min",
-        60,
+        240,
         True,
         "the whole walk: features, training and prediction of every window, minutes; says nothing"
         " of skill",
