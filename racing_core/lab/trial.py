@@ -153,48 +153,61 @@ class Trial:
 
 
 # %% ../../nbs/63_lab.trial.ipynb #cell011
+def _known(name: str) -> Feature:
+    if found := next((f for f in features() if f.name == name), None):
+        return found
+    do = "`racing features list` names them; --from FILE registers those of a notebook or module"
+    raise BadInput("no such feature", got=name, expected="a registered feature", do=do)
+
+
+def _moved(starts: pl.DataFrame, alone: pl.DataFrame) -> dict[str, bool]:
+    "Does a feature change when the future is cut off, or the day scrambled?"
+    days, name = starts["date"].unique().sort(), alone.columns[-1]
+
+    def build(rows: pl.DataFrame) -> pl.DataFrame:
+        return compute(rows, History.learn(rows), [name])
+
+    day = days[int(0.7 * len(days))]
+    checks = truncation, scramble
+    return {check.__name__: bool(check(build, starts, day, frame=alone)) for check in checks}
+
+
+def _outside(values: pl.Series, feature: Feature) -> int:
+    "Values beyond the declared range."
+    low = -np.inf if feature.lo is None else feature.lo
+    high = np.inf if feature.hi is None else feature.hi
+    return int(((values < low) | (values > high)).sum())
+
+
 def trial(
     starts: pl.DataFrame,  # the wide frame of everything stored
     name: str,  # of a registered feature
     progress: Callable[[str, float], None] = lambda step, done: None,
 ) -> Trial:
     "Try one feature."
-    known = next((f for f in features() if f.name == name), None)
-    if known is None:
-        do = (
-            "`racing features list` names them; --from FILE registers those of a notebook or module"
-        )
-        raise BadInput("no such feature", got=name, expected="a registered feature", do=do)
+    feature = _known(name)
     progress("features", 0.0)
     frame = compute(starts, History.learn(starts))
     alone, values = frame.select("race_id", "runner_no", "date", name), frame[name].drop_nulls()
-
-    def build(rows: pl.DataFrame) -> pl.DataFrame:
-        return compute(rows, History.learn(rows), [name])
-
-    day, moved = starts["date"].unique().sort()[int(0.7 * starts["date"].n_unique())], {}
-    for i, check in enumerate((truncation, scramble)):
-        progress(check.__name__, 0.2 + 0.2 * i)
-        moved[check.__name__] = bool(check(build, starts, day, frame=alone))
-    progress("screen", 0.6)
-    screened, alike = screen(frame, starts, [name]), like_the_price(frame, starts, [name])
+    progress("leaks", 0.2)
+    alarms = dict(
+        moved=_moved(starts, alone),
+        screen_z=screen(frame, starts, [name])["z"].abs().max() or 0.0,
+        price_correlation=like_the_price(frame, starts, [name])["correlation"].max() or 0.0,
+    )
     progress("linear models", 0.7)
     added, races = adds(Races.of(starts, frame), name)
-    low, high = (known.lo, -np.inf), (known.hi, np.inf)
-    lo, hi = (end if bound is None else bound for bound, end in (low, high))
-    year = pl.col("date").dt.year().alias("year")
+    year, known = pl.col("date").dt.year().alias("year"), pl.col(name).is_not_null().mean()
     return Trial(
-        feature=known,
+        feature=feature,
         starters=len(starts),
         known=1 - frame[name].null_count() / len(frame),
         low=values.min(),
         high=values.max(),
-        outside=int(((values < lo) | (values > hi)).sum()),
-        moved=moved,
-        screen_z=screened["z"].abs().max() or 0.0,
-        price_correlation=alike["correlation"].max() or 0.0,
-        by_year=alone.group_by(year).agg(known=pl.col(name).is_not_null().mean()).sort("year"),
+        outside=_outside(values, feature),
+        by_year=alone.group_by(year).agg(known=known).sort("year"),
         worth=wins_by_value(frame[name], starts),
         adds=added,
         races=races,
+        **alarms,
     )
