@@ -239,6 +239,23 @@ def test_every_control_is_named_with_what_it_cut():
     assert two.cuts == {"minimum_edge": pytest.approx(two.wanted)} and two.stake == 0
 
 
+def test_bets_that_can_win_together_are_staked_as_if_alone():
+    p = np.array([0.3, 0.25, 0.15, 0.12, 0.08, 0.06, 0.04])
+    placed = place_probabilities(p, (1.0, 0.8, 0.65, 0.6), 3)
+    pair = race((1.1 / p).tolist(), p, (1.2 / placed).tolist())
+    each, joint = (
+        {
+            (b.pool, b.runners): b.wanted
+            for b in bets.slips(*zip(pair, strict=True), bets.Terms(strategy=name))[0].bets
+        }
+        for name in ("fractional_kelly", "simultaneous_kelly")
+    )
+    place_bets = {k: v for k, v in each.items() if k[0] == "place"}
+    assert len(place_bets) == 7
+    assert {k: v for k, v in joint.items() if k[0] == "place"} == pytest.approx(place_bets)
+    assert joint["win", (1,)] > each["win", (1,)]  # one win pays for the others
+
+
 def test_expected_profit_and_spread_are_those_of_races_that_are_run():
     p, powers = np.array([0.3, 0.25, 0.15, 0.12, 0.08, 0.06, 0.04]), (1.0, 0.8, 0.65, 0.6)
     offers = [
