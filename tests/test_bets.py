@@ -1,4 +1,4 @@
-"""Betting from outside: place and exotic chances of an answer, stakes under limits, what may come back, what the pools paid."""
+"""Betting from outside: chances of places and pools, stakes under limits, what may come back, what was paid."""
 
 import json
 from datetime import UTC, date, datetime
@@ -494,7 +494,7 @@ def test_a_race_is_settled_at_its_dividends_where_every_winner_has_one():
     )  # fmt: skip
     win, odds, label = backtest.at_dividends(starts, table)
     assert settle_win(unit, odds, win).tolist() == [12.65, 0, 1.6, 2.1, 0, 4.0]
-    assert label.startswith("optimistic") and "2 of 3 races" in label
+    assert label.startswith("optimistic") and "(2 of 3 races)" in label
     win, odds, _ = backtest.at_dividends(starts, table.filter(pl.col("combination") == "1"))
     assert settle_win(unit, odds, win).tolist() == [12.65, 0, 1.5, 2.0, 0, 4.0]
     everything = pl.concat([table, paid(("r2", "win", "2", 1.0))])

@@ -405,7 +405,7 @@ def at_dividends(
     if paid.any():
         label = "optimistic: chosen at the closing price, settled at the dividends paid"
     if 0 < paid.sum() < len(paid):
-        label += f" in {paid.sum():,} of {len(paid):,} races, at that price in the others"
+        label += f" ({paid.sum():,} of {len(paid):,} races)"
     # a dividend may be the stake alone; settlement wants a price above it
     settle = np.where(here & (back > 0), np.maximum(back, 1 + 1e-9), odds)
     return np.where(here, back > 0, win), settle, label

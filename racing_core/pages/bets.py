@@ -17,13 +17,12 @@ from .html import figure, signed, table
 def dividends(
     agreement: pl.DataFrame,  # from `betting.settlement.reconcile`
 ) -> Markup:
-    "Every cause with the dividends that it explains."
-    rows = [
-        [r["check"], r["pool"].replace("_", " "), r["cause"], f"{r['rows']:,}"]
-        for r in agreement.to_dicts()
-    ]
-    classes = ["" if ok else "bad" for ok in agreement["explained"]]
-    return table(["check", "pool", "cause", "dividends"], rows, classes, text=(0, 1, 2))
+    "Every cause with the dividends that it explains, all pools together."
+    causes = agreement.group_by("check", "cause", "explained").agg(pl.col("rows").sum())
+    causes = causes.sort("check", "rows", descending=[False, True])
+    rows = [[r["check"], r["cause"], f"{r['rows']:,}"] for r in causes.to_dicts()]
+    classes = ["" if ok else "bad" for ok in causes["explained"]]
+    return table(["check", "cause", "dividends"], rows, classes, text=(0, 1))
 
 
 # %% ../../nbs/91d_pages.bets.ipynb #places
