@@ -12,11 +12,9 @@ __all__ = [
     "fractional_kelly",
     "reserve_rate",
     "simultaneous_kelly",
-    "shrunken_kelly",
     "isaacs",
     "pool_kelly",
     "price_after",
-    "rebated",
     "Control",
     "cap",
     "cap_race",
@@ -176,26 +174,6 @@ def simultaneous_kelly(
     )
 
 
-def shrunken_kelly(
-    sigma: float | np.ndarray,  # standard error of p, one number or (n,)
-    fraction: float = 1.0,  # of what is left after the shrinking
-) -> Strategy:
-    """Kelly's s times s² / (s² + (odds/(odds − 1))²·σ²).
-
-    Baker and McHale 2013 (Decision Analysis 10, 'Optimal betting under parameter uncertainty: improving the Kelly
-    criterion'): to second order, the fraction that grows fastest when p is estimated with that error.
-    """
-
-    def stake(bets: Bets) -> np.ndarray:
-        full = fractional_kelly(1.0)(bets)
-        error = (bets.odds / (bets.odds - 1) * sigma) ** 2
-        return fraction * np.divide(
-            full**3, full**2 + error, out=np.zeros_like(full), where=full > 0
-        )
-
-    return stake
-
-
 # %% ../../nbs/51_betting.staking.ipynb #cell016
 def isaacs(
     takeout: float = 0.175,  # share of the pool the operator keeps
@@ -265,14 +243,6 @@ def price_after(
     "Odds once one's own stakes are in the pool: (1 − takeout)(S + X) / (s + x)."
     money = _money(bets)
     return (1 - takeout) * (bets.depth() + race_sum(stake, bets.race)) / (money + stake)
-
-
-def rebated(
-    odds: np.ndarray,  # (n,) decimal odds
-    rebate: float,  # share of a losing stake paid back
-) -> np.ndarray:  # (n,) decimal odds of a bet without rebate that wins and loses in the same ratio
-    "1 + (odds − 1)/(1 − rebate): stake 1/(1 − rebate) times what Kelly asks for at these odds."
-    return 1 + (np.asarray(odds, float) - 1) / (1 - rebate)
 
 
 # %% ../../nbs/51_betting.staking.ipynb #cell019
