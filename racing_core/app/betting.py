@@ -26,7 +26,6 @@ import typer
 
 from .options import AsJson, BundleOption, HomeOption, examples
 from .terminal import Bar
-from ..betting.exotics import POOLS
 from ..errors import BadInput
 
 commands = typer.Typer()
@@ -112,6 +111,8 @@ Exotics = Annotated[
 # %% ../../nbs/97b_app.betting.ipynb #command
 def _asked(cards: list, exotics: list[str]) -> list:
     "The cards, with the pools that were asked for."
+    from racing_core.betting.exotics import POOLS
+
     if unknown := sorted(set(exotics) - ({*POOLS} - {"win"})):
         expected = ", ".join(name for name in POOLS if name != "win")
         raise BadInput("no such pool", got=unknown[0], expected=expected, where="--exotic")

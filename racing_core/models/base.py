@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import ClassVar, Self
 import numpy as np
 import polars as pl
 
+from .. import identity
 from .. import starts as st
 from ..errors import BadInput
 from ..features.matrix import Matrix
@@ -32,6 +34,9 @@ __all__ = [
     "relative",
     "Model",
     "extra",
+    "kind_of",
+    "model_class",
+    "code_of",
     "params",
     "save_model",
     "load_model",
@@ -90,14 +95,20 @@ KINDS: dict[str, type[Model]] = Registry()
 class Model:
     "A utility per runner, learnt from races."
 
-    kind: ClassVar[str]  # name in files and reports
+    kind: ClassVar[str]  # name in files
+    title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
     explains: ClassVar[bool] = True  # are there contributions that add up to its score?
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
+    needs: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # extra of racing-core to the modules it brings
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
             KINDS[cls.kind] = cls
+            if "title" not in vars(cls):
+                cls.title = cls.kind.replace("_", " ")
 
     def fit(
         self,
@@ -168,12 +179,43 @@ def extra(
         ) from e
 
 
-def _known(kind: str) -> bool:
-    "Is there such a kind? The rooms of the models are looked through before no is said."
+def kind_of(
+    kind: str,  # name in files
+) -> type[Model] | None:
+    "The class of a kind; the rooms of the models are looked through before none is said."
     if kind not in KINDS:
-        for room in iter_modules(import_module("racing_core.models").__path__):
-            import_module(f"racing_core.models.{room.name}")
-    return kind in KINDS
+        rooms = {r.name for r in iter_modules(import_module("racing_core.models").__path__)}
+        for room in sorted(rooms - {"preprocess"}):  # no model of its own, and scikit-learn to wake
+            import_module(f"racing_core.models.{room}")
+    return KINDS.get(kind)
+
+
+def model_class(
+    kind: str,
+    where: str = "",  # who asks for it, for the error
+) -> type[Model]:
+    "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
+    if not (cls := kind_of(kind)):
+        expected = f"one of {', '.join(KINDS)}"
+        raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
+    return cls
+
+
+def code_of(
+    model: type[Model],
+) -> str:  # 16 hexadecimal digits
+    "Identifies a kind of model: its code, and the versions of the libraries under it."
+    named = {name.split(".")[0] for names in model.needs.values() for name in names}
+    under = identity.libraries(model) | {name: _version(name) for name in sorted(named)}
+    return identity.of(model, under)
+
+
+def _version(package: str) -> str:
+    "Of a library that may not be installed."
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "absent"
 
 
 def params(model: Model) -> dict:
@@ -201,14 +243,7 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not _known(state["kind"]):
-        raise BadInput(
-            "unknown kind of model",
-            got=state["kind"],
-            expected=" or ".join(KINDS),
-            where=str(folder),
-        )
-    model = KINDS[state["kind"]](
+    model = model_class(state["kind"], str(folder))(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
     )
     model.columns = tuple(state["columns"])

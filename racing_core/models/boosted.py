@@ -30,6 +30,7 @@ class LightGBMClassifier(LightGBM):
     "LightGBM on win or no win, classes balanced."
 
     kind = "lightgbm_classifier"
+    title = "LightGBM classifier"
     trees: int = 100
     depth: int = 6
     balanced: bool = True  # winners together weigh as much as losers together
@@ -54,6 +55,8 @@ class XGBoostPairwise(Model):
     "XGBoost on the pairs of each race."
 
     kind = "xgboost_pairwise"
+    title = "XGBoost pairwise"
+    needs = {"zoo": ("xgboost",)}
     trees: int = 150
     learning_rate: float = 0.03
     depth: int = 7
@@ -112,6 +115,8 @@ class CatBoostYetiRank(Model):
     "CatBoost YetiRank, with some columns as categories."
 
     kind = "catboost_yetirank"
+    title = "CatBoost YetiRank"
+    needs = {"zoo": ("catboost",)}
     trees: int = 300
     learning_rate: float = 0.05
     depth: int = 6

@@ -8,6 +8,7 @@ __all__ = ["LogisticRegression", "forest_arrays", "walk", "RandomForest", "Seman
 # %% ../../nbs/33_models.classic.ipynb #cell002
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -204,6 +205,7 @@ class SemanticScorer(ConditionalLogit):
     "A conditional logit on the semantic columns."
 
     kind = "semantic_scorer"
+    family: ClassVar[str] = "semantic"  # whose features `reads` is filled with
     reads: tuple[str, ...] = ()  # columns it may read; those the matrix lacks are passed over
 
     def _reads(self, columns: tuple[str, ...]) -> tuple[str, ...]:

@@ -228,6 +228,8 @@ class TabNet(Network):
     "TabNet as a ranker."
 
     kind = "tabnet"
+    title = "TabNet"
+    needs = {"tabnet": ("torch", "pytorch_tabnet", "safetensors")}
     explains = False
     weights: tuple[float, ...] = (
         1.0,
@@ -298,6 +300,8 @@ class PlackettLuceNet(Network):
     "A small network on the order of the first places."
 
     kind = "plackett_luce_net"
+    title = "Plackett–Luce network"
+    needs = {"tabnet": ("torch", "safetensors")}
     hidden: int = 64
     dropout: float = 0.5
     weights: tuple[float, ...] = (1.0, 0.6, 0.4)  # of the stages: first, second, third place

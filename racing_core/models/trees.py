@@ -83,6 +83,7 @@ class LambdaRank(LightGBM):
     "LightGBM LambdaRank on the first four home."
 
     kind = "lightgbm_lambdarank"
+    title = "LightGBM LambdaRank"
     at: int = 4  # NDCG@at
 
     def _fit(self, Z: np.ndarray, y: Outcomes, race: np.ndarray, offset: np.ndarray) -> None:
@@ -102,6 +103,7 @@ class SoftmaxTrees(LightGBM):
     "LightGBM on the conditional likelihood of the winner, or of the first places."
 
     kind = "lightgbm_softmax"
+    title = "softmax trees"
     trees: int = 500
     learning_rate: float = 0.04
     leaves: int = 8
