@@ -310,7 +310,7 @@ def figures(
     gain, known = _gain(p), "oracle" in boards
     best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
     takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
-    beyond = {"beyond_oracle": _gain(p, "true_p").low} if known else {}
+    alarming = ({"beyond_oracle": _gain(p, "true_p").low} if known else {}) | found.alarms
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -330,9 +330,7 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(
-            boards["combined"], everything, takeout, gain.value, beyond | found.alarms
-        ),
+        tripwires=tripwires(boards["combined"], everything, takeout, gain.value, alarming),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
