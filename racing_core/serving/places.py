@@ -71,7 +71,9 @@ def exotics(
         return []
     model = stage_powers(tuple(powers))
     chance = _once(pool, orders.pool(p, np.zeros(len(p), int), pool, model)[0])
-    best = np.argsort(-chance, axis=None, kind="stable")[:top]
+    flat, top = chance.ravel(), min(top, chance.size)
+    best = np.sort(np.argpartition(-flat, top - 1)[:top])
+    best = best[np.argsort(-flat[best], kind="stable")]
     return [
         Combination(
             pool=pool,
