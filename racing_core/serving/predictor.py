@@ -29,6 +29,7 @@ from racing_core.serving.contract import (
     ranks,
 )
 from .explain import Explanation, explain
+from .places import with_places
 
 # %% auto #0
 __all__ = ["sample_card", "Answer", "Predictor"]
@@ -152,17 +153,16 @@ class Predictor:
 
     def prediction(self, answer: Answer) -> Prediction:
         "An answer as it is sent."
-        manifest = self.bundle.manifest
-        return Prediction(
+        manifest, history = self.bundle.manifest, self.bundle.history
+        told = Prediction(
             race_id=answer.runners["race_id"][0],
             model=manifest["name"],
             version=manifest["version"],
             stage=answer.stage,
-            ranked=_ranked(
-                answer, guard.known(answer.runners, self.bundle.history, "horse", "horse_id")
-            ),
+            ranked=_ranked(answer, guard.known(answer.runners, history, "horse", "horse_id")),
             warnings=self._warnings(answer),
         )
+        return with_places(told, answer.card, self.bundle.stage_powers.get(answer.stage))
 
     def explanation(self, answer: Answer, top: int | None = None) -> Explanation:
         "Why an answer is as it is; `top` movers of each runner, all by default."
