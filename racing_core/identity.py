@@ -148,6 +148,11 @@ class _Walk:
             self.lines.add(f"library {found}")
         return module.split(".")[0]
 
+    @property
+    def own(self) -> list[str]:
+        "The lines about our code."
+        return sorted(line for line in self.lines if not line.startswith("library "))
+
     def write(self, name: str, parts: Iterable[str]) -> str:
         "A line of its own: a name and the hash of what is behind it."
         line = f"{name} {_digest(parts)}"
@@ -232,10 +237,10 @@ def _value(walk: _Walk, x: Any) -> str:
 def of(
     *things: Any,  # functions, classes, values
 ) -> str:  # 16 hexadecimal digits
-    "Identifies the code behind things: theirs, what it names of ours, and the libraries under it."
+    "Identifies the code behind things: theirs and what it names of ours."
     walk = _Walk()
     labels = [walk.label(thing) for thing in things]
-    return _digest([*labels, *sorted(walk.lines)])
+    return _digest([*labels, *walk.own])
 
 
 def of_methods(
@@ -245,7 +250,7 @@ def of_methods(
     "Identifies what a class does when these methods are called."
     walk = _Walk()
     labels = [_member(walk, getattr_static(cls, name), cls) for name in names]
-    return _digest([*labels, *sorted(walk.lines)])
+    return _digest([*labels, *walk.own])
 
 
 def libraries(

@@ -209,7 +209,7 @@ def test_one_card_equals_the_full_build_bit_for_bit(starts, frame):
 def test_history_cut_saved_and_loaded_serves_the_days_after(starts, frame, tmp_path):
     for back in (1, 12, 60):
         day = starts["date"].unique().sort()[-back]
-        History.learn(starts.filter(pl.col("date") < day)).latest().save(tmp_path / str(back))
+        History.learn(starts.filter(pl.col("date") < day)).since(day).save(tmp_path / str(back))
         card = starts.filter(date=day)
         assert compute(card, History.load(tmp_path / str(back)).touching(card)).equals(
             frame.filter(date=day)
@@ -253,7 +253,7 @@ def test_clusters_are_ordered_and_as_many_as_named(starts):
 
 def test_the_parameters_travel_in_the_history(starts, tmp_path):
     history = History.learn(starts)
-    history.latest().save(tmp_path)
+    history.since(starts["date"].max()).save(tmp_path)
     assert History.load(tmp_path).tables[PACE.name].equals(history.tables[PACE.name])
 
 

@@ -63,7 +63,7 @@ def small_bundle(world, tmp_path_factory) -> Path:
         trained_until=past["date"].max(),
         now=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    bundle.write(folder, pipeline, history, name="small", source="simulated", **days)
+    bundle.write(folder, pipeline, history, bundle.Origin("small", "simulated", **days))
     return folder
 
 

@@ -110,11 +110,11 @@ def _need(package: str, extra: str) -> None:
         raise BadInput(f"{package} is not installed", expected=f"the extra `{extra}`", do=do)
 
 
-def _opinions(home: Home, mind: str, anonymise: bool | None) -> Any:
+def _opinions(home: Home, scorer: str, anonymise: bool | None) -> Any:
     "What a language model has said, where it is wanted."
     from racing_core.semantic.opinions import Opinions
 
-    return Opinions.of(home, anonymise) if mind == "model" else None
+    return Opinions.of(home, anonymise) if scorer == "model" else None
 
 
 def _free(host: str, port: int) -> None:
@@ -629,7 +629,7 @@ def train(
             datetime.now(UTC),
             until,
             bar,
-            mind=scores,
+            scorer=scores,
             opinions=_opinions(home, scores, anonymise),
         )
     facts = {

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from .. import identity
 from ..errors import BadInput
 from racing_core.features import (
     conditions,
@@ -25,21 +27,31 @@ from racing_core.features import (
     weather,
 )
 from .asof import recall, remember
-from .outcomes import outcomes, prepare
+from .outcomes import DERIVED, outcomes, prepare
 from .ratings import MARKET, PERFORMANCE, joint_ratings
 from racing_core.features.registry import (
     FAMILIES,
     Feature,
     Timeline,
     features,
-    on_field,
+    needed,
     on_timeline,
     timelines,
 )
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ["SMALL", "CARD", "History", "names", "compute", "build", "Matrix", "matrix"]
+__all__ = [
+    "SMALL",
+    "CARD",
+    "History",
+    "names",
+    "compute",
+    "build",
+    "identities",
+    "Matrix",
+    "matrix",
+]
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
 SMALL = 500  # rows of a table that is not worth an index
@@ -56,36 +68,58 @@ class History:
         "Remember everything that features will ask for; `starts` is the wide frame sorted by date."
         past = outcomes(starts)
         past = past.hstack(semantic.remarks(past))
-        past = pl.concat(
-            [past, joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)], how="horizontal"
-        )
-        return cls(
-            {
-                t.name: remember(
-                    t.fit(past) if t.fit else past, t, {f.name: f.fn() for f in on_timeline(t)}
-                )
-                for t in timelines()
-            }
-        )
+        ratings = [joint_ratings(past, MARKET), joint_ratings(past, PERFORMANCE)]
+        past = pl.concat([past, *ratings], how="horizontal")
+        return cls({t.name: _remembered(past, t) for t in timelines()})
 
-    def latest(self) -> History:
-        "The last row of each entity, and all that was fitted: enough for any later date."
-        last = {
-            t.name: self.tables[t.name].unique(t.by, keep="last", maintain_order=True)
-            for t in timelines()
-            if not t.fit
-        }
-        return History(self.tables | last)
+    def since(
+        self,
+        day: date,  # first day on which somebody may ask
+    ) -> History:
+        "Enough for any card of that day or a later one: each entity's rows from then on and the last before."
+        return History({t.name: _since(self.tables[t.name], t, day) for t in self._timelines})
 
     def touching(self, runners: pl.DataFrame) -> History:
         "Only the rows that these runners can recall."
-        return History({t.name: self._few(t, runners) for t in timelines()})
+        return History({t.name: self._few(t, runners) for t in self._timelines})
+
+    @property
+    def _timelines(self) -> list[Timeline]:
+        return [t for t in timelines() if t.name in self.tables]
+
+    def table(
+        self,
+        timeline: Timeline,
+        columns: list[str],  # what is wanted of it
+    ) -> pl.DataFrame:  # the timeline's key, date and these columns
+        "What a timeline remembers of some columns; refused by name where it does not."
+        kept = self.tables.get(timeline.name)
+        absent = [c for c in columns if kept is None or c not in kept.columns]
+        if absent:
+            do = "train a new bundle with `racing train`"
+            where = f"timeline {timeline.name!r}"
+            raise BadInput(
+                "the history does not hold it", got=", ".join(absent), where=where, do=do
+            )
+        return kept.select(*timeline.by, "date", *columns)
+
+    def save(self, folder: Path) -> None:
+        "One Parquet file for each timeline."
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            table.write_parquet(folder / f"{name.replace(' ', '_')}.parquet")
+
+    @classmethod
+    def load(cls, folder: Path) -> History:
+        "What `save` wrote; a timeline that came later is not there, and missed only where it is needed."
+        files = {t.name: folder / f"{t.name.replace(' ', '_')}.parquet" for t in timelines()}
+        return cls({n: pl.read_parquet(f, glob=False) for n, f in files.items() if f.is_file()})
 
     @cached_property
     def _index(self) -> dict[str, tuple[str, dict]]:
         """For each large table, its key of most values and the rows of each: a card's few entities
         are found without reading the others."""
-        large = [t for t in timelines() if len(self.tables[t.name]) > SMALL]
+        large = [t for t in self._timelines if len(self.tables[t.name]) > SMALL]
         keys = {t.name: max(t.by, key=self.tables[t.name].n_unique) for t in large}
         grouped = {
             name: self.tables[name].with_row_index("_row").group_by(key).agg("_row")
@@ -105,21 +139,18 @@ class History:
         found = [rows[k] for k in dict.fromkeys(runners[key]) if k in rows]
         return table[np.sort(np.concatenate(found))] if found else table.clear()
 
-    def save(self, folder: Path) -> None:
-        "One Parquet file for each timeline."
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in self.tables.items():
-            table.write_parquet(folder / f"{name.replace(' ', '_')}.parquet")
 
-    @classmethod
-    def load(cls, folder: Path) -> History:
-        "What `save` wrote."
-        return cls(
-            {
-                t.name: pl.read_parquet(folder / f"{t.name.replace(' ', '_')}.parquet")
-                for t in timelines()
-            }
-        )
+def _remembered(past: pl.DataFrame, timeline: Timeline) -> pl.DataFrame:
+    columns = {f.name: f.fn() for f in on_timeline(timeline)}
+    return remember(timeline.fit(past) if timeline.fit else past, timeline, columns)
+
+
+def _since(table: pl.DataFrame, timeline: Timeline, day: date) -> pl.DataFrame:
+    "What was fitted stays whole: a fit may be asked for by its year."
+    if timeline.fit:
+        return table
+    last = table.filter(pl.col("date") < day).unique(timeline.by, keep="last", maintain_order=True)
+    return pl.concat([last, table.filter(pl.col("date") >= day)])
 
 
 # %% ../../nbs/29_features.matrix.ipynb #cell007
@@ -131,10 +162,10 @@ def names() -> list[str]:
     return [f.name for family in FAMILIES for f in features(family)]
 
 
-def _steps() -> Iterator[list[Feature]]:
+def _steps(made: Iterable[Feature]) -> Iterator[list[Feature]]:
     "Today's features in turn, together as long as none reads another of the same step."
     step: list[Feature] = []
-    for f in on_field():
+    for f in made:
         if {g.name for g in step} & {*f.reads}:
             yield step
             step = []
@@ -146,29 +177,30 @@ def _warn_of_absent(frame: pl.DataFrame) -> None:
     "Say once which families had nothing to be made from."
     nulls = frame.null_count().row(0, named=True)
     for family in FAMILIES:
-        own = [f.name for f in features(family)]
+        own = [f.name for f in features(family) if f.name in nulls]
         if own and len(frame) and all(nulls[name] == len(frame) for name in own):
-            warnings.warn(
-                f"the inputs of the {family} features are absent: {len(own)} columns are null",
-                stacklevel=3,
-            )
+            said = f"the inputs of the {family} features are absent: {len(own)} columns are null"
+            warnings.warn(said, stacklevel=3)
 
 
 # %% ../../nbs/29_features.matrix.ipynb #cell008
 def compute(
     runners: pl.DataFrame,  # starters of one card or of many years, sorted by date, race_id, runner_no
     history: History,  # what is known of the past; rows of the same or a later date are not seen
+    columns: Iterable[str] | None = None,  # features wanted; all registered ones by default
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
-    "Every registered feature of every runner."
+    "Features of every runner; of the registered ones only those that the wanted are made from are evaluated."
+    columns = names() if columns is None else list(columns)
+    made = needed(columns)
     field = prepare(runners)
     history = history.touching(field) if len(field) <= CARD else history
-    for timeline in timelines():
-        field = recall(field, timeline, history.tables[timeline.name])
-    for step in _steps():
+    for timeline in dict.fromkeys(f.after for f in made if f.after):
+        kept = [f.name for f in made if f.after == timeline]
+        field = recall(field, timeline, history.table(timeline, kept))
+    for step in _steps(f for f in made if not f.after):
         field = field.with_columns(f.expr for f in step)
-    frame = field.select(
-        "race_id", "runner_no", "date", pl.col(names()).cast(pl.Float64).fill_nan(None)
-    )
+    values = pl.col(columns).cast(pl.Float64).fill_nan(None)
+    frame = field.select("race_id", "runner_no", "date", values)
     _warn_of_absent(frame)
     return frame
 
@@ -178,6 +210,22 @@ def build(
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
     "Features of all races, each seeing earlier dates only."
     return compute(starts, History.learn(starts))
+
+
+def identities(
+    columns: Iterable[str] | None = None,  # features; all registered ones by default
+) -> dict[
+    str, str
+]:  # name of a feature, of a memory or of a prepared column to the hash of its code
+    "What code makes these features, piece by piece, so that a change can be told by its name."
+    made = needed(names() if columns is None else columns)
+    read = {name for f in made for name in (*f.reads, *(f.after.by if f.after else ()))}
+    own = {fn.__name__: identity.of(fn) for fn in DERIVED if fn.__name__ in read}
+    return own | {f.name: identity.of(f.fn, *_along(f.after)) for f in made}
+
+
+def _along(timeline: Timeline | None) -> tuple:
+    return (timeline.by, timeline.fit) if timeline else ()
 
 
 # %% ../../nbs/29_features.matrix.ipynb #cell010
@@ -211,10 +259,10 @@ class Matrix:
 
 def matrix(
     frame: pl.DataFrame,  # what `compute` returned
-    columns: list[str] | None = None,  # feature names; all registered ones by default
+    columns: Iterable[str] | None = None,  # feature names; all of the frame by default
 ) -> Matrix:
     "The arrays of a feature frame."
-    columns = names() if columns is None else columns
+    columns = [n for n in names() if n in frame.columns] if columns is None else list(columns)
     return Matrix(
         frame.select(pl.col(columns).fill_null(np.nan)).to_numpy(),
         tuple(columns),

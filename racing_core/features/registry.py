@@ -11,12 +11,12 @@ __all__ = [
     "memory",
     "features",
     "on_timeline",
-    "on_field",
     "timelines",
+    "needed",
 ]
 
 # %% ../../nbs/20_features.registry.ipynb #cell002
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import getdoc
@@ -24,6 +24,7 @@ from inspect import getdoc
 import polars as pl
 
 from ..errors import BadInput
+from ..identity import Registry
 
 # %% ../../nbs/20_features.registry.ipynb #cell004
 FAMILIES = ("historical", "weather", "semantic", "interaction")
@@ -74,7 +75,7 @@ class Feature:
 
 
 # %% ../../nbs/20_features.registry.ipynb #cell005
-_KNOWN: dict[str, Feature] = {}
+_KNOWN: dict[str, Feature] = Registry()
 
 
 def _register(
@@ -135,11 +136,23 @@ def on_timeline(timeline: Timeline) -> list[Feature]:
     return [f for f in _KNOWN.values() if f.after == timeline]
 
 
-def on_field() -> list[Feature]:
-    "Features made from today's field and what was recalled."
-    return [f for f in _KNOWN.values() if f.after is None]
-
-
 def timelines() -> list[Timeline]:
     "Every timeline that some feature or memory lives on."
     return list(dict.fromkeys(f.after for f in _KNOWN.values() if f.after))
+
+
+def needed(
+    columns: Iterable[str],  # names of features
+) -> list[Feature]:  # in the order of registration
+    "These features and every feature and memory that they are made from."
+    columns = list(columns)
+    if unknown := [name for name in columns if name not in _KNOWN]:
+        expected = "registered features"
+        raise BadInput("nothing makes these columns", got=", ".join(unknown), expected=expected)
+    wanted: set[str] = set()
+    while columns:
+        name = columns.pop()
+        if (known := _KNOWN.get(name)) and name not in wanted:
+            wanted.add(name)
+            columns += [*known.reads, *(known.after.by if known.after else ())]
+    return [f for f in _KNOWN.values() if f.name in wanted]

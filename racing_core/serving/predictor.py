@@ -15,7 +15,7 @@ from ..release.bundle import Bundle
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
-from ..semantic.opinions import Opinions, origins, speak
+from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 
@@ -55,7 +55,7 @@ class Predictor:
         no other opens it."""
         return cls(
             bundle,
-            Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None,
+            Opinions.of(home) if scorer_of(bundle.manifest.get("scores", {})) == "model" else None,
         )
 
     @property
@@ -64,18 +64,21 @@ class Predictor:
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
         return (
             s is not None
-            and scores.get("mind") == "model"
+            and scorer_of(scores) == "model"
             and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
         )
 
     def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
         guard.check_source(card, self.bundle.manifest["source"])
         runners, odds = card_frame(card, self.bundle.manifest["source"])
-        frame = compute(runners, self.bundle.history)
+        columns = None if self.speaks else self.bundle.pipeline.columns
+        frame = compute(runners, self.bundle.history, columns)
         return (
             runners,
             odds,
-            speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame,
+            with_scores(runners, frame, self.opinions, self.bundle.student)
+            if self.speaks
+            else frame,
         )
 
     def predict(self, card: Card) -> Prediction:
