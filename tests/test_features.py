@@ -1,4 +1,4 @@
-"""Features from outside: names, truth of a hand-computed career, parity of training and serving, and the leak alarms on real results."""
+"""Features from outside: a career computed by hand, training and serving alike, the leak alarms on real results."""
 
 from collections import Counter
 from datetime import date, timedelta
