@@ -6,8 +6,8 @@
 __all__ = [
     "Build",
     "OUTCOMES",
-    "SCREENED",
     "ENOUGH",
+    "SCREENED",
     "LIMIT",
     "moved",
     "truncation",
@@ -30,11 +30,9 @@ from ..errors import Leak
 from .matrix import names
 from ..odds import centred, has_market, implied
 
-# %% ../../nbs/29a_features.leaks.ipynb #cell005
-Build = Callable[
-    [pl.DataFrame], pl.DataFrame
-]  # the wide frame to race_id, runner_no, date and features
-OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position", "comment")
+# %% ../../nbs/29a_features.leaks.ipynb #787e095d
+# the wide frame to race_id, runner_no, date and features
+Build = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 def moved(
@@ -52,6 +50,7 @@ def moved(
     ]
 
 
+# %% ../../nbs/29a_features.leaks.ipynb #8366005d
 def truncation(
     build: Build,
     starts: pl.DataFrame,
@@ -61,6 +60,10 @@ def truncation(
     return moved(
         build(starts.filter(pl.col("date") <= day)), build(starts).filter(pl.col("date") <= day)
     )
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #79b28771
+OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position", "comment")
 
 
 def scramble(
@@ -78,7 +81,15 @@ def scramble(
     )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #cell010
+# %% ../../nbs/29a_features.leaks.ipynb #76e0a764
+def _kinds(x: np.ndarray, race: np.ndarray) -> dict[str, np.ndarray]:
+    "A column and the absence of its values, each centred in its race."
+    missing = np.isnan(x)
+    level = np.bincount(race, np.where(missing, 0, x)) / np.maximum(np.bincount(race, ~missing), 1)
+    rate = np.bincount(race, missing) / np.bincount(race)
+    return {"value": np.where(missing, 0, x - level[race]), "missing": missing - rate[race]}
+
+
 def _z(x: np.ndarray, surprise: np.ndarray, p: np.ndarray, race: np.ndarray) -> float:
     "Σ x·(win − p) in units of its standard deviation under the market."
     mean = np.bincount(race, p * x)
@@ -86,52 +97,8 @@ def _z(x: np.ndarray, surprise: np.ndarray, p: np.ndarray, race: np.ndarray) -> 
     return float(x @ surprise / np.sqrt(max(variance.sum(), 1e-12)))
 
 
-def screen(
-    frame: pl.DataFrame,  # features
-    starts: pl.DataFrame,  # the wide frame, row by row beside it
-    columns: list[str] | None = None,  # features to screen; all registered ones by default
-) -> (
-    pl.DataFrame
-):  # year, feature, kind (value or missing), rows that are missing, z; largest |z| first
-    """Residual z-score on the market, by year, of every feature and of every missing value; none
-    from fewer than `ENOUGH` runners, where it is not normal."""
-    race = st.race_codes(starts)
-    usable = (
-        has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
-        & (np.bincount(race, st.winners(starts)) > 0)
-    )[race]
-    frame, starts = frame.filter(usable), starts.filter(usable)
-    race, years, rows = st.race_codes(starts), starts["date"].dt.year().to_numpy(), []
-    p, size = implied(starts["odds"].to_numpy(), race), np.bincount(race)
-    surprise = st.winners(starts) - p
-    for name in names() if columns is None else columns:
-        x = frame[name].cast(pl.Float64).to_numpy()
-        missing = np.isnan(x)
-        level = np.bincount(race, np.where(missing, 0, x)) / np.maximum(
-            np.bincount(race, ~missing), 1
-        )
-        kinds = {
-            "value": np.where(missing, 0, x - level[race]),
-            "missing": missing - (np.bincount(race, missing) / size)[race],
-        }
-        for year in np.unique(years):
-            now = years == year
-            code, lost = np.unique(race[now], return_inverse=True)[1], int(missing[now].sum())
-            seen = {"value": now.sum() - lost, "missing": min(lost, now.sum() - lost)}
-            rows += [
-                dict(
-                    year=int(year),
-                    feature=name,
-                    kind=kind,
-                    missing=lost,
-                    z=_z(v[now], surprise[now], p[now], code),
-                )
-                for kind, v in kinds.items()
-                if seen[kind] >= ENOUGH
-            ]
-    return pl.DataFrame(rows, schema=SCREENED).sort(pl.col("z").abs(), descending=True)
-
-
+# %% ../../nbs/29a_features.leaks.ipynb #936d3c43
+ENOUGH = 30  # runners with a value, and without one, below which a z-score says nothing
 SCREENED = {
     "year": pl.Int64,
     "feature": pl.String,
@@ -139,8 +106,45 @@ SCREENED = {
     "missing": pl.Int64,
     "z": pl.Float64,
 }
-ENOUGH = 30  # runners with a value, and without one, below which a z-score says nothing
 
+
+def _by_year(
+    x: np.ndarray, surprise: np.ndarray, p: np.ndarray, race: np.ndarray, years: np.ndarray
+) -> list[dict]:
+    "The z-scores of one column, a row for each year and kind with enough runners."
+    rows, missing, kinds = [], np.isnan(x), _kinds(x, race)
+    for year in np.unique(years):
+        now = years == year
+        code, lost = np.unique(race[now], return_inverse=True)[1], int(missing[now].sum())
+        seen = {"value": now.sum() - lost, "missing": min(lost, now.sum() - lost)}
+        for kind in (k for k in kinds if seen[k] >= ENOUGH):
+            z = _z(kinds[kind][now], surprise[now], p[now], code)
+            rows.append(dict(year=int(year), kind=kind, missing=lost, z=z))
+    return rows
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #4b316759
+def screen(
+    frame: pl.DataFrame,  # features
+    starts: pl.DataFrame,  # the wide frame, row by row beside it
+    columns: list[str] | None = None,  # features to screen; all registered ones by default
+) -> pl.DataFrame:  # year, feature, kind (value or missing), missing rows, z; largest |z| first
+    """Residual z-score on the market, by year, of every feature and of every missing value; none
+    from fewer than `ENOUGH` runners, where it is not normal."""
+    race = st.race_codes(starts)
+    priced = has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
+    usable = (priced & (np.bincount(race, st.winners(starts)) > 0))[race]
+    frame, starts = frame.filter(usable), starts.filter(usable)
+    race, years, rows = st.race_codes(starts), starts["date"].dt.year().to_numpy(), []
+    p = implied(starts["odds"].to_numpy(), race)
+    surprise = st.winners(starts) - p
+    for name in names() if columns is None else columns:
+        x = frame[name].cast(pl.Float64).to_numpy()
+        rows += [dict(feature=name) | row for row in _by_year(x, surprise, p, race, years)]
+    return pl.DataFrame(rows, schema=SCREENED).sort(pl.col("z").abs(), descending=True)
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #0657d64e
 LIMIT = 5.0  # of some thousand z-scores, noise exceeds this less than once in a thousand screens
 
 
@@ -165,7 +169,7 @@ def demand_clean(
         )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #cell017
+# %% ../../nbs/29a_features.leaks.ipynb #5343cb01
 def like_the_price(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
@@ -196,6 +200,7 @@ def like_the_price(
     )
 
 
+# %% ../../nbs/29a_features.leaks.ipynb #b9149848
 def alarms(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
