@@ -30,7 +30,7 @@ from ..errors import Leak
 from .matrix import names
 from ..odds import centred, has_market, implied
 
-# %% ../../nbs/29a_features.leaks.ipynb #787e095d
+# %% ../../nbs/29a_features.leaks.ipynb #3b583e1b
 # the wide frame to race_id, runner_no, date and features
 Build = Callable[[pl.DataFrame], pl.DataFrame]
 
@@ -50,7 +50,7 @@ def moved(
     ]
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #8366005d
+# %% ../../nbs/29a_features.leaks.ipynb #96cdb394
 def truncation(
     build: Build,
     starts: pl.DataFrame,
@@ -62,7 +62,7 @@ def truncation(
     )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #79b28771
+# %% ../../nbs/29a_features.leaks.ipynb #6f978431
 OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position", "comment")
 
 
@@ -81,7 +81,7 @@ def scramble(
     )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #76e0a764
+# %% ../../nbs/29a_features.leaks.ipynb #792cf064
 def _kinds(x: np.ndarray, race: np.ndarray) -> dict[str, np.ndarray]:
     "A column and the absence of its values, each centred in its race."
     missing = np.isnan(x)
@@ -97,7 +97,7 @@ def _z(x: np.ndarray, surprise: np.ndarray, p: np.ndarray, race: np.ndarray) -> 
     return float(x @ surprise / np.sqrt(max(variance.sum(), 1e-12)))
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #936d3c43
+# %% ../../nbs/29a_features.leaks.ipynb #02153375
 ENOUGH = 30  # runners with a value, and without one, below which a z-score says nothing
 SCREENED = {
     "year": pl.Int64,
@@ -123,7 +123,7 @@ def _by_year(
     return rows
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #4b316759
+# %% ../../nbs/29a_features.leaks.ipynb #f4ac8103
 def screen(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
@@ -144,7 +144,7 @@ def screen(
     return pl.DataFrame(rows, schema=SCREENED).sort(pl.col("z").abs(), descending=True)
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #0657d64e
+# %% ../../nbs/29a_features.leaks.ipynb #a0022961
 LIMIT = 5.0  # of some thousand z-scores, noise exceeds this less than once in a thousand screens
 
 
@@ -169,7 +169,7 @@ def demand_clean(
         )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #5343cb01
+# %% ../../nbs/29a_features.leaks.ipynb #43eb0c1e
 def like_the_price(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
@@ -200,7 +200,7 @@ def like_the_price(
     )
 
 
-# %% ../../nbs/29a_features.leaks.ipynb #b9149848
+# %% ../../nbs/29a_features.leaks.ipynb #bcfa59b2
 def alarms(
     frame: pl.DataFrame,  # features
     starts: pl.DataFrame,  # the wide frame, row by row beside it
