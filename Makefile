@@ -10,7 +10,7 @@ ARGS   ?=
 # several processes on few cores: one thread each, or OpenMP threads spend their time waiting for one another
 ONE    := OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2
 
-.PHONY: help run test export notebooks suite lint readme lab clean openmp system
+.PHONY: help run test export samples notebooks suite lint readme lab clean openmp system
 help:           ## what there is to make
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -22,6 +22,9 @@ test: lint notebooks suite ## the whole suite: notebooks, package, reports, serv
 export: $(VENV)/.test ## notebooks to modules, both in the house's format
 	@$(BIN)/ruff format --quiet nbs reports tests serve benchmarks setup.py
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/ruff format --quiet racing_core
+
+samples: $(VENV)/.test ## the sample cards anew, after a change of the simulator
+	@$(BIN)/python -c "from pathlib import Path; from racing_core.app.samples import write_samples; write_samples(Path('data/sample'))"
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check .

@@ -14,11 +14,12 @@ import numpy as np
 
 from .errors import BadInput
 from .features.matrix import Matrix
+from .folds import Races
 from .market import likelihood_weights, market_utility, power_of
 from .models.base import Model, Outcomes, load_model, save_model
 from .models.linear import ConditionalLogit
 from .models.trees import LambdaRank, SoftmaxTrees
-from .odds import has_market, softmax
+from .odds import softmax
 
 # %% auto #0
 __all__ = [
@@ -89,57 +90,39 @@ class Pipeline:
 
     def fit(
         self,
-        X: Matrix,
-        y: Outcomes,
-        odds: np.ndarray,  # (n,) closing odds, nan where unknown
+        races: Races,
         train: np.ndarray,  # (n,) bool: rows to train on
         tune: np.ndarray,  # (n,) bool: rows to weigh on, of later races
         progress: Progress = _silent,
     ) -> Pipeline:
         "Train every part."
-        self.columns = X.columns
-        priced = has_market(odds, X.race)[X.race]
+        self.columns = races.X.columns
+        priced, both = races.priced, train | tune
         if not ((train & priced).any() and (tune & priced).any()):
             self.residual = {}
         else:
-            known = (train | tune) & priced
-            self.power = power_of(odds[known], y.win[known], X.rows(known).race)
-        self._train(X, y, odds, train, train & priced, progress)
-        self._weigh(X, y, odds, tune, tune & priced)
+            known = races.rows(both & priced)
+            self.power = power_of(known.odds, known.y.win, known.race)
+        self._train(races.rows(train), races.rows(train & priced), progress)
+        self._weigh(races.rows(tune), races.rows(tune & priced))
         if self.refit:
-            self._train(
-                X,
-                y,
-                odds,
-                train | tune,
-                (train | tune) & priced,
-                lambda step: progress(f"{step}, both windows"),
-            )
+            more = lambda step: progress(f"{step}, both windows")
+            self._train(races.rows(both), races.rows(both & priced), more)
         return self
 
-    def _train(
-        self,
-        X: Matrix,
-        y: Outcomes,
-        odds: np.ndarray,
-        rows: np.ndarray,
-        priced: np.ndarray,
-        progress: Progress,
-    ) -> None:
-        T, P = X.rows(rows), X.rows(priced)
+    def _train(self, races: Races, priced: Races, progress: Progress) -> None:
         for name, model in self.fundamental.items():
             progress(name)
-            model.fit(T, y.rows(rows))
+            model.fit(races.X, races.y)
         for name, model in self.residual.items():
             progress(f"residual {name}")
-            model.fit(P, y.rows(priced), offset=market_utility(odds[priced], P.race, self.power))
+            offset = market_utility(priced.odds, priced.race, self.power)
+            model.fit(priced.X, priced.y, offset=offset)
 
-    def _weigh(
-        self, X: Matrix, y: Outcomes, odds: np.ndarray, rows: np.ndarray, priced: np.ndarray
-    ) -> None:
-        self._weigh_fundamental(X.rows(rows), y.rows(rows))
+    def _weigh(self, races: Races, priced: Races) -> None:
+        self._weigh_fundamental(races.X, races.y)
         if self.residual:
-            self._weigh_residual(X.rows(priced), y.rows(priced), odds[priced])
+            self._weigh_residual(priced.X, priced.y, priced.odds)
 
     def _weigh_fundamental(self, X: Matrix, y: Outcomes) -> None:
         U = _columns(self.fundamental, X)

@@ -1,4 +1,4 @@
-"""The `racing` command from outside: answers, exit codes, clean standard output, and the way from nothing to a promoted model."""
+"""The `racing` command from outside: answers, exit codes, clean output, the way from nothing to a promoted model."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from test_data_clients import env as keys
@@ -24,42 +25,46 @@ from racing_core.app import main as cli
 from racing_core.app import mainjob, terminal
 from racing_core.errors import Leak
 
-COMMANDS = [
-    "score",
-    "contest",
-    "simulate",
-    "ingest",
-    "fetch",
-    "features list",
-    "features build",
-    "backtest",
-    "train",
-    "promote",
-    "rollback",
-    "predict",
-    "serve",
-    "dashboard",
-    "lab",
-    "doctor",
-    "run",
-]
+
+def leaves(group, *path: str) -> list[str]:
+    "Every command as it is typed."
+    below = getattr(group, "commands", {})
+    return [c for k, v in below.items() for c in leaves(v, *path, k)] or [" ".join(path)]
+
+
+COMMANDS = leaves(typer.main.get_command(cli.app))
 ENV = {k: v for k, v in os.environ.items() if not k.startswith("RACING_")} | {
     "OMP_NUM_THREADS": "1"
 }
 RACES = 1800
+RACING = [
+    sys.executable,
+    "-c",
+    "import sys; from racing_core.app.main import main; sys.exit(main())",
+]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def waited(url: str, tries: int = 120) -> httpx.Response:
+    "What a server says once it listens."
+    for _ in range(tries):
+        with contextlib.suppress(httpx.TransportError):
+            if (reply := httpx.get(url, timeout=5)).status_code < 500:
+                return reply
+        time.sleep(0.5)
+    raise AssertionError(f"{url} does not answer")
 
 
 def racing(
     *args: object, home: Path | None = None, timeout: float = 900, **kw
 ) -> subprocess.CompletedProcess:
     "The command as the shell calls it."
-    argv = [
-        sys.executable,
-        "-c",
-        "import sys; from racing_core.app.main import main; sys.exit(main())",
-        *(["--home", str(home)] if home else []),
-        *map(str, args),
-    ]
+    argv = [*RACING, *(["--home", str(home)] if home else []), *map(str, args)]
     return subprocess.run(
         argv, capture_output=True, text=True, env=ENV | kw.pop("env", {}), timeout=timeout, **kw
     )
@@ -104,10 +109,11 @@ def card(home, tmp_path_factory) -> Path:
 
 # --- help ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_and_names_the_json_option(command, capsys):
+def test_help_has_an_example_and_names_the_common_options(command, capsys):
     assert cli.main([*command.split(), "--help"]) == 0
     said = capsys.readouterr().out
-    assert f"racing {command}" in said and "Examples:" in said and "--json" in said
+    assert f"racing {command}" in said and "Examples:" in said
+    assert "--json" in said and "--home" in said
 
 
 def test_top_help_lists_every_command_and_the_exit_codes(capsys):
@@ -300,6 +306,46 @@ def test_the_option_goes_before_the_environment(tmp_path):
         )
         assert (tmp_path / place / "store" / "simulated" / "manifest.json").is_file()
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_home_is_named_before_or_after_any_command(command, tmp_path, capsys):
+    there, other = f"--home={tmp_path}", f"--home={tmp_path / 'other'}"
+    for first, last in (([there], [other]), ([], [there, other])):
+        assert cli.main([*first, *command.split(), *last, "--json"]) == 2
+        told = json.loads(capsys.readouterr().out)
+        assert "twice" in told["what"] and told["got"] == f"{tmp_path} and {tmp_path / 'other'}"
+
+
+def test_the_home_after_the_command_is_the_one_that_is_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RACING_HOME", str(tmp_path / "env"))
+    for argv in (["--home", "a"], ["--home=b"], ["--home", "c", "--home", f"{tmp_path}/c"]):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["simulate", "--races", "50", *argv, "--json"]) == 0
+    assert cli.main(["--home=d", "simulate", "--races", "50", "--home", "d", "--json"]) == 0
+    capsys.readouterr()
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "c", "d"}
+
+
+def test_the_lab_runs_in_the_home_and_as_root_when_told(tmp_path):
+    pytest.importorskip("jupyterlab")
+    port, root = free_port(), os.geteuid() == 0
+    if root:
+        assert "--allow-root" in answer("lab", home=tmp_path, code=2)["do"]
+    argv = ["lab", "--home", str(tmp_path), "--port", str(port), "--json"]
+    env = ENV | dict(HOME=str(tmp_path), BROWSER="true")
+    argv = [*RACING, *argv, *(["--allow-root"] if root else [])]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+    ) as server:
+        try:
+            assert json.loads(server.stdout.readline())["home"] == str(tmp_path)
+            assert waited(f"http://127.0.0.1:{port}/lab").status_code in (200, 302)
+            lab = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
+            assert f"RACING_HOME={tmp_path}" in lab
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(30) is not None and server.stdout.read() == ""
 
 
 def test_a_world_is_stored_once_and_replaced_whole(tmp_path):
@@ -526,28 +572,13 @@ def test_the_service_starts_answers_and_stops(home, card):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
         assert str(port) in answer("serve", "--port", port, home=home, code=2)["got"]
-    argv = [
-        sys.executable,
-        "-c",
-        "import sys; from racing_core.app.main import main; sys.exit(main())",
-        "--home",
-        str(home),
-        "serve",
-        "--port",
-        str(port),
-        "--json",
-    ]
+    argv = [*RACING, "--home", str(home), "serve", "--port", str(port), "--json"]
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV
     ) as server:
         try:
             url = json.loads(server.stdout.readline())["url"]
-            for _ in range(120):
-                try:
-                    if httpx.get(f"{url}/api/v2/health", timeout=5).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.5)
+            waited(f"{url}/api/v2/health")
             told = httpx.post(
                 f"{url}/api/v2/predict",
                 content=card.read_bytes(),

@@ -12,6 +12,7 @@ from hypothesis import strategies as hs
 
 from racing_core.errors import BadInput
 from racing_core.features.matrix import Matrix, build, matrix
+from racing_core.folds import Races
 from racing_core.market import likelihood_weights, market_utility, power_of
 from racing_core.metrics import mcfadden_r2
 from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
@@ -286,7 +287,7 @@ def test_pipeline_without_prices_has_an_opinion_and_no_market(season, tmp_path):
     X, y, starts = season
     late = (starts["date"].rank("dense") > 0.6 * starts["date"].n_unique()).to_numpy()
     small = Pipeline({"conditional_logit": ConditionalLogit()}).fit(
-        X, y, np.full(len(X), np.nan), ~late, late
+        Races(X, y, np.full(len(X), np.nan), starts["date"].to_numpy()), ~late, late
     )
     assert set(small.predict(X)) == {"conditional_logit", "fundamental"} and small.residual == {}
     save_pipeline(small, tmp_path)
@@ -303,7 +304,8 @@ def test_pipeline_answers_per_runner_whatever_the_order_of_runners(season):
         {"conditional_logit": ConditionalLogit()},
         {"conditional_logit": ConditionalLogit(l2=5000)},
     )
-    pipeline = Pipeline(*models).fit(X, y, odds, ~late, late)
+    races = Races(X, y, odds, starts["date"].to_numpy())
+    pipeline = Pipeline(*models).fit(races, ~late, late)
     order = np.lexsort((np.random.default_rng(0).random(len(X)), X.race))
     mixed = Matrix(X.values[order], X.columns, X.race)
     for name, p in pipeline.predict(mixed, odds[order]).items():

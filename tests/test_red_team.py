@@ -224,9 +224,9 @@ def test_5_no_pipeline_is_ever_handed_a_row_of_its_test(frame):
     handed = []
 
     class Spy(Pipeline):
-        def fit(self, X, y, odds, train, tune, progress=print):
+        def fit(self, races, train, tune, progress=print):
             handed.append((train, tune))
-            return super().fit(X, y, odds, train, tune, lambda step: None)
+            return super().fit(races, train, tune, lambda step: None)
 
     day = STARTS["date"].to_numpy()
     backtest(

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from racing_core.errors import Tampered
-from racing_core.features.matrix import History, compute, matrix
-from racing_core.models.base import Outcomes
+from racing_core.features.matrix import History, compute
+from racing_core.folds import Races
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.trees import SoftmaxTrees
 from racing_core.pipeline import Pipeline
@@ -47,7 +47,6 @@ def small_bundle(world, tmp_path_factory) -> Path:
     "Trained on every day but the last."
     past = world.filter(pl.col("date") < world["date"].max())
     history = History.learn(past)
-    X, y = matrix(compute(past, history)), Outcomes.of(past)
     late = (past["date"].rank("dense") > 0.8 * past["date"].n_unique()).to_numpy()
     models = (
         {
@@ -56,7 +55,7 @@ def small_bundle(world, tmp_path_factory) -> Path:
         },
         {"conditional_logit": ConditionalLogit(l2=5000)},
     )
-    pipeline = Pipeline(*models).fit(X, y, past["odds"].to_numpy(), ~late, late)
+    pipeline = Pipeline(*models).fit(Races.of(past, compute(past, history)), ~late, late)
     folder = tmp_path_factory.mktemp("bundles") / "small"
     days = dict(
         trained_from=past["date"].min(),
@@ -182,6 +181,21 @@ def test_unknown_horses_are_answered_and_named(client):
     assert any("Newcomer" in w for w in answer["warnings"]) and any(
         "stale" in w for w in answer["warnings"]
     )
+
+
+def test_where_no_horse_is_known_no_edge_is_claimed(predictor, card):
+    def ask(*known: int):
+        runners = [
+            r if r.runner_no in known else r.model_copy(update=dict(horse_id=f"new {r.runner_no}"))
+            for r in card.runners
+        ]
+        return predictor.predict(card.model_copy(update=dict(runners=runners)))
+
+    strangers, one = ask(), ask(card.runners[0].runner_no)
+    assert strangers.stage == "combined" and all(r.edge is None for r in strangers.ranked)
+    assert any(w.startswith("no edge") for w in strangers.warnings)
+    assert all(r.edge is not None for r in one.ranked)
+    assert not any(w.startswith("no edge") for w in one.warnings)
 
 
 def test_the_sample_card_is_answered(client):

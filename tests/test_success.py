@@ -68,9 +68,9 @@ def test_what_was_asked_for_is_all_there():
         "roi": (0.25, False),
         "sharpe": (1.5, False),
         "drawdown": (0.15, True),
-        "latency_ms": (100, True),
+        "latency_ms": (150, True),
         "size_mb": (500, True),
-        "training_min": (60, True),
+        "training_min": (240, True),
     }
     assert all(t.means and t.title for t in su.TARGETS)
 

@@ -7,12 +7,15 @@ __all__ = ["plain", "near", "Shared", "Bar", "scoreboard", "standings"]
 
 # %% ../../nbs/93a_app.terminal.ipynb #cell002
 import json
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..config import Home
+from ..config import home as home_of
+from ..errors import BadInput
 
 
 # %% ../../nbs/93a_app.terminal.ipynb #cell005
@@ -43,7 +46,16 @@ class Shared:
 
     out: TextIO  # standard output as it was at the start
     json: bool  # one JSON object instead of text
-    home: Home | None = None
+    home: Home = field(default_factory=home_of)  # as the environment says, until it is named
+    named: bool = False  # was the home named on the command line?
+
+    def settle(self, root: Path) -> None:
+        "Take the home that was named; another one beside it is refused."
+        home = home_of(root)
+        if self.named and home != self.home:
+            got = f"{self.home.root} and {home.root}"
+            raise BadInput("--home is given twice", got=got, expected="one home")
+        self.home, self.named = home, True
 
     def answer(self, facts: dict, text: str) -> None:
         "The one answer of a command."
@@ -52,6 +64,11 @@ class Shared:
             file=self.out,
             flush=True,
         )
+
+    def step_aside(self) -> None:
+        "Before a server takes the place of this process: its words leave the one answer alone."
+        if self.json:
+            os.dup2(2, 1)
 
     def refuse(self, facts: dict, text: str, code: int) -> int:
         "Why there is no answer; the exit code."

@@ -6,18 +6,16 @@
 __all__ = ["Store", "sources", "write"]
 
 # %% ../../nbs/18_data.store.ipynb #cell002
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 
-from ..config import Home, write_whole
+from ..config import Home, locked, write_whole
 from .base import Parsed
 from ..errors import BadInput
 from ..schema import TABLES
@@ -179,15 +177,6 @@ def sources(
     return _stored(home.store)
 
 
-@contextmanager
-def _alone(folder: Path):
-    "Wait until no other process writes here; the system frees the lock of a process that dies."
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _sweep(folder: Path, tables: dict[str, dict[str, str]]):
     "Remove the files that the manifest does not name."
     named = {folder / t / f for t, files in tables.items() for f in files.values()}
@@ -246,7 +235,8 @@ def write(
     alone: bool = False,  # is this all there is? then races stored earlier are forgotten
 ) -> bool:  # whether anything changed
     "Merge races into the store: wholly, or not at all."
-    with _alone(store.folder):
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with locked(store.folder):
         manifest = store.manifest
         tables = _merged(store, manifest | {"tables": {}} if alone else manifest, parsed)
         if changed := tables != manifest["tables"]:

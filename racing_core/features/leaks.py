@@ -55,11 +55,11 @@ def truncation(
     build: Build,
     starts: pl.DataFrame,
     day: date,  # last day that is kept
+    frame: pl.DataFrame | None = None,  # features of all `starts` where they are known already
 ) -> list[str]:  # features that saw a later day
     "Which features up to a day change when everything after it is cut off?"
-    return moved(
-        build(starts.filter(pl.col("date") <= day)), build(starts).filter(pl.col("date") <= day)
-    )
+    frame = build(starts) if frame is None else frame
+    return moved(build(starts.filter(pl.col("date") <= day)), frame.filter(pl.col("date") <= day))
 
 
 # %% ../../nbs/29a_features.leaks.ipynb #6f978431
@@ -71,14 +71,14 @@ def scramble(
     starts: pl.DataFrame,
     day: date,  # first day whose results are shuffled
     seed: int = 0,
+    frame: pl.DataFrame | None = None,  # features of all `starts` where they are known already
 ) -> list[str]:  # features that saw a result of the day or later
     "Which features up to a day change when the results from that day on are shuffled?"
     later = pl.col("date") >= day
     shuffled = starts.filter(later).select(pl.col(OUTCOMES).shuffle(seed=seed))
     mixed = pl.concat([starts.filter(~later), starts.filter(later).with_columns(shuffled)])
-    return moved(
-        build(mixed).filter(pl.col("date") <= day), build(starts).filter(pl.col("date") <= day)
-    )
+    frame = build(starts) if frame is None else frame
+    return moved(build(mixed).filter(pl.col("date") <= day), frame.filter(pl.col("date") <= day))
 
 
 # %% ../../nbs/29a_features.leaks.ipynb #792cf064

@@ -6,25 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
 import polars as pl
 
-from .. import starts as st
-from ..errors import BadInput
 from .backtest import Progress
-from ..features.matrix import Matrix, build, matrix
+from ..features.matrix import build
 from ..features.registry import FAMILIES, features
-from ..folds import Window, split, warm
+from ..folds import Races
+from .walk import Step, walk
 from ..metrics import delta_r2, uniform
-from ..models.base import Outcomes
 from ..models.linear import ConditionalLogit
-from ..odds import has_market
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ["BASE", "ALL", "Sides", "sets", "columns", "quick", "ablate"]
+__all__ = ["BASE", "ALL", "sets", "columns", "quick", "ablate"]
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell005
 BASE, ALL = FAMILIES[0], "all"
@@ -53,44 +51,16 @@ def quick() -> Pipeline:
     )
 
 
-Sides = list[
-    tuple[np.ndarray, np.ndarray, np.ndarray]
-]  # per window, (n,) bool: rows to train, to tune, to test on
-
-
-def _sides(
-    windows: list[Window], win: np.ndarray, odds: np.ndarray, race: np.ndarray, dates: np.ndarray
-) -> Sides:
-    "As the backtest has them; without prices on every side there is no market to compare with."
-    decided, priced = (np.bincount(race, win) > 0)[race], has_market(odds, race)[race]
-    ready = decided & warm(dates, windows[0].tune_from)
-    found = [(w.train & ready, w.tune & decided, w.test & decided & priced) for w in windows]
-    for window, sides in zip(windows, found, strict=True):
-        if not all((rows & priced).any() for rows in sides):
-            expected = (
-                "races with a winner and a price for every starter to train, to tune and to test on"
-            )
-            raise BadInput(
-                "no market to compare with",
-                got=str(window),
-                expected=expected,
-                do="choose other dates",
-            )
-    return found
-
-
 def _foreseen(
-    X: Matrix, y: Outcomes, odds: np.ndarray, walk: Sides, make: Callable[[], Pipeline]
+    races: Races, steps: list[Step], make: Callable[[], Pipeline]
 ) -> dict[str, np.ndarray]:
     "Probabilities of all test rows, window after window."
-    parts = [
-        make().fit(X, y, odds, train, tune).predict(X.rows(test), odds[test])
-        for train, tune, test in walk
-    ]
-    return {
-        name: np.concatenate([p[name] for p in parts])
-        for name in ("fundamental", "market", "combined")
-    }
+    parts = []
+    for step in steps:
+        fitted = make().fit(races, step.train, step.tune)
+        parts.append(fitted.predict(races.X.rows(step.test), races.odds[step.test]))
+    names = ("fundamental", "market", "combined")
+    return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
@@ -123,19 +93,17 @@ def ablate(
     frame: pl.DataFrame | None = None,  # features of `starts`, row by row; built here by default
 ) -> pl.DataFrame:  # a row per set: set, features, races; r2 of fundamental, its change against all, gain of combined over market; each with _low, _high
     "Walk forward once for each set of families."
-    windows = split(starts["date"].to_numpy(), test_from, test_to)
-    odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    walk = _sides(windows, st.winners(starts), odds, st.race_codes(starts), dates)
     progress("features", 0.0)
-    X, y, found = matrix(build(starts) if frame is None else frame), Outcomes.of(starts), {}
+    races, found = Races.of(starts, build(starts) if frame is None else frame), {}
+    steps = list(walk(races, test_from, test_to))
     for i, (name, families) in enumerate(sets().items()):
         progress(name, (i + 1) / (len(sets()) + 1))
-        found[name] = _foreseen(X.pick(columns(families)), y, odds, walk, make)
-    tested = np.any([test for *_, test in walk], axis=0)
-    race = np.unique(X.race[tested], return_inverse=True)[1]
+        own = replace(races, X=races.X.pick(columns(families)))
+        found[name] = _foreseen(own, steps, make)
+    tested = races.rows(np.any([step.test for step in steps], axis=0))
     rows = [
-        dict(set=name, features=len(columns(sets()[name])), races=int(race.max()) + 1)
-        | _row(p, found[ALL], y.win[tested], race, dates[tested])
+        dict(set=name, features=len(columns(sets()[name])), races=int(tested.race.max()) + 1)
+        | _row(p, found[ALL], tested.y.win, tested.race, tested.dates)
         for name, p in found.items()
     ]
     progress("done", 1.0)

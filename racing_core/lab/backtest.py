@@ -19,15 +19,14 @@ import polars as pl
 from .. import starts as st
 from ..betting import backtest as betting
 from ..betting.staking import cap, fractional_kelly, minimum_edge
-from ..errors import BadInput
 from ..features.leaks import alarms
-from ..features.matrix import Matrix, build, matrix
-from ..folds import Window, split, warm
+from ..features.matrix import Matrix, build
+from ..folds import Races, Window
 from ..metrics import brier, delta_r2, summary, tripwires, uniform, uniform_logloss
-from ..models.base import Outcomes
-from ..odds import has_market, implied, overround
+from ..odds import implied, overround
 from ..pipeline import Pipeline, save_pipeline
 from .targets import SIZES, band, by_odds, ground, slices, success
+from .walk import walk
 
 # %% auto #0
 __all__ = [
@@ -64,9 +63,8 @@ class Backtest:
     operation: dict[str, float]  # latency_ms, size_mb, training_min: what `success` wants to know
 
 
-def _predict(pipeline: Pipeline, X: Matrix, starts: pl.DataFrame) -> pl.DataFrame:
-    odds = starts["odds"].fill_null(np.nan).to_numpy()
-    p = pipeline.predict(X, odds if pipeline.residual else None)
+def _predict(pipeline: Pipeline, races: Races, starts: pl.DataFrame) -> pl.DataFrame:
+    p = pipeline.predict(races.X, races.odds if pipeline.residual else None)
     keys = starts.select(
         "race_id",
         "runner_no",
@@ -82,7 +80,7 @@ def _predict(pipeline: Pipeline, X: Matrix, starts: pl.DataFrame) -> pl.DataFram
         "true_p",
     )
     return keys.with_columns(
-        win=st.winners(starts), position=st.positions(starts), market_raw=implied(odds, X.race)
+        win=races.y.win, position=races.y.position, market_raw=implied(races.odds, races.race)
     ).with_columns(pl.Series(k, v) for k, v in p.items())
 
 
@@ -96,14 +94,6 @@ def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
-def _comparable(starts: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    "Per row: is the race decided, is it fully priced?"
-    race = st.race_codes(starts)
-    decided = np.bincount(race, st.winners(starts)) > 0
-    priced = has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
-    return decided[race], priced[race]
-
-
 def backtest(
     starts: pl.DataFrame,  # the wide frame of everything known
     test_from: date,  # first day of the test window
@@ -116,58 +106,39 @@ def backtest(
     began = time.perf_counter()
     progress("features", 0.0)
     frame = build(starts) if frame is None else frame
-    X, y = matrix(frame), Outcomes.of(starts)
-    odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    windows = split(dates, test_from, test_to)
-    decided, priced = _comparable(starts)
-    ready, pipelines, parts = decided & warm(dates, windows[0].tune_from), [], []
-    for i, window in enumerate(windows):
+    races, pipelines, parts = Races.of(starts, frame), [], []
+    steps = list(walk(races, test_from, test_to))
+    for i, step in enumerate(steps):
 
-        def told(step: str, i: int = i, window: Window = window) -> None:
-            progress(f"{window.test_from.year}: {step}", (i + 0.5) / len(windows))
+        def told(what: str, year: int = step.window.test_from.year, done: float = i + 0.5) -> None:
+            progress(f"{year}: {what}", done / len(steps))
 
-        pipelines.append(make().fit(X, y, odds, window.train & ready, window.tune & decided, told))
-        test = window.test & decided & priced
-        if not test.any():
-            raise BadInput(
-                "no test race has a winner and a price for every starter",
-                got=str(window),
-                expected="closing odds",
-                do="choose other dates",
-            )
-        parts.append(_predict(pipelines[-1], X.rows(test), starts.filter(test)))
-    in_test = np.any([w.test for w in windows], axis=0)
-    left_out = {
-        reason: starts.filter(in_test & mask)["race_id"].n_unique()
-        for reason, mask in (("no winner", ~decided), ("not fully priced", decided & ~priced))
-    }
+        fitted = make().fit(races, step.train, step.tune, told)
+        parts.append(_predict(fitted, races.rows(step.test), starts.filter(step.test)))
+        pipelines.append(fitted)
     progress("done", 1.0)
-    last, seconds = X.rows(windows[-1].test & decided & priced), time.perf_counter() - began
-    use = _operation(pipelines[-1], last, odds[windows[-1].test & decided & priced]) | dict(
-        training_min=seconds / 60
-    )
+    seconds, last = time.perf_counter() - began, steps[-1]
+    use = _operation(fitted, races.rows(last.test)) | dict(training_min=seconds / 60)
     return Backtest(
         pl.concat(parts),
-        windows,
+        [step.window for step in steps],
         pipelines,
-        _importance(pipelines[-1], X.rows(windows[-1].test)),
-        left_out,
+        _importance(fitted, races.X.rows(last.window.test)),
+        {why: sum(s.left_out[why] for s in steps) for why in last.left_out},
         seconds,
         alarms(frame, starts),
         use,
     )
 
 
-def _operation(
-    pipeline: Pipeline, X: Matrix, odds: np.ndarray, cards: int = 40
-) -> dict[str, float]:
+def _operation(pipeline: Pipeline, races: Races, cards: int = 40) -> dict[str, float]:
     """Milliseconds that 95% of cards stay below, from features to probabilities, and MB of the
     pipeline on disk."""
     took = []
-    for k in range(min(cards, X.race[-1] + 1)):
-        card, price = X.rows(X.race == k), odds[X.race == k]
+    for k in range(min(cards, races.race[-1] + 1)):
+        card = races.rows(races.race == k)
         began = time.perf_counter()
-        pipeline.predict(card, price if pipeline.residual else None)
+        pipeline.predict(card.X, card.odds if pipeline.residual else None)
         took.append(1000 * (time.perf_counter() - began))
     with TemporaryDirectory() as folder:
         save_pipeline(pipeline, Path(folder))

@@ -18,24 +18,24 @@ import polars as pl
 
 from .. import starts as st
 from ..calibration import choose
-from ..errors import BadInput
 from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
-from ..features.matrix import Matrix, build, matrix
-from ..folds import Window, split, warm
+from ..features.matrix import build
+from ..folds import Races, Window
+from .walk import Step, walk
 from ..market import likelihood_weights, market_utility
 from ..metrics import delta_r2, summary, tripwires
-from ..models.base import Model, Outcomes
+from ..models.base import Model
 from ..models.linear import ConditionalLogit
 from ..models.neural import PlackettLuceNet
 from ..models.trees import SoftmaxTrees
-from ..odds import has_market, implied, softmax
+from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
 from ..pipeline import PLACES, Pipeline
 from ..stacking import TwoStage, weighted
 
 # %% auto #0
-__all__ = ["GROUPS", "beyond", "Entries", "Races", "Contest", "contest", "figures"]
+__all__ = ["GROUPS", "beyond", "Entries", "Scored", "Contest", "contest", "figures"]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
@@ -69,131 +69,133 @@ class Entries:
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
-class Races:
-    "Rows of the past and of the test window, with what became of them."
+class Scored:
+    "What all contestants said of the past that was scored out of fold, and of the test window."
 
-    X: Matrix
-    y: Outcomes
-    odds: np.ndarray  # (n,) decimal odds, nan where unknown
-    dates: np.ndarray  # (n,)
-    past: np.ndarray  # (n,) bool
-    later: np.ndarray  # (n,) bool, the tuning year
-    test: np.ndarray  # (n,) bool
-
-    def rows(self, mask: np.ndarray) -> Races:
-        "The rows where the mask holds."
-        parts = (a[mask] for a in (self.odds, self.dates, self.past, self.later, self.test))
-        return Races(self.X.rows(mask), self.y.rows(mask), *parts)
+    past: Races  # the scored past
+    tune: np.ndarray  # (past rows,) bool, its tuning year
+    test: Races
+    opinions: dict[
+        str, tuple[np.ndarray, np.ndarray]
+    ]  # log-probabilities of past and test, by name
+    told: dict  # seconds, bytes, weights, features
 
 
-def _scored(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
+def _scores(
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
 ) -> tuple[Scores, Scores]:
     "Scores of the past out of fold, and of the test window."
-    P = r.rows(r.past)
-    folds = folds_of(P.dates, P.X.race, entries.folds, entries.kind)
+    P = races.rows(step.past)
+    folds = folds_of(P.dates, P.race, entries.folds, entries.kind)
     oof = out_of_fold(
-        entries.models, P.X, P.y, folds, cache, lambda step, done: progress(step, 0.8 * done)
+        entries.models, P.X, P.y, folds, cache, lambda what, done: progress(what, 0.8 * done)
     )
     final = out_of_fold(
         entries.models,
-        r.X,
-        r.y,
-        [(r.past, r.test)],
+        races.X,
+        races.y,
+        [(step.past, step.test)],
         cache,
-        lambda step, done: progress(f"{step}, whole past", 0.8 + 0.15 * done),
+        lambda what, done: progress(f"{what}, whole past", 0.8 + 0.15 * done),
     )
     return oof, final
 
 
-def _opinions(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Races, dict]:
-    """Name to log-probabilities of the past that was scored and of the test window; that past; what
-    else is worth telling."""
-    oof, final = _scored(r, entries, cache, progress)
-    K = r.rows(r.past).rows(oof.known)
-    U, V, T = oof.values[oof.known], final.values[r.test], r.rows(r.test)
+def _combined(
+    U: np.ndarray, V: np.ndarray, K: Races, names: list[str], zoo: list[str]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[str, float]]]:
+    "Opinions of all models and of the plain and weighted sums of them; the weights."
     found = {}
-    for j, name in enumerate(oof.names):
-        scale = likelihood_weights(U[:, [j]], K.y.win, K.X.race)[0]
+    for j, name in enumerate(names):
+        scale = likelihood_weights(U[:, [j]], K.y.win, K.race)[0]
         found[name] = (scale * U[:, j], scale * V[:, j])
-    eight = [j for j, n in enumerate(oof.names) if n in entries.zoo]
+    eight = [j for j, n in enumerate(names) if n in zoo]
     size = U.std(axis=0)
-    combos = dict(
+    sums = dict(
         average=np.isin(np.arange(len(size)), eight) / size,
         weighted_zoo=np.zeros(len(size)),
-        weighted_all=weighted(U, K.y, K.X.race),
+        weighted_all=weighted(U, K.y, K.race),
     )
-    combos["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.X.race)
-    for name, w in combos.items():
-        scale = likelihood_weights((U @ w)[:, None], K.y.win, K.X.race)[0]
+    sums["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.race)
+    for name, w in sums.items():
+        scale = likelihood_weights((U @ w)[:, None], K.y.win, K.race)[0]
         found[name] = (scale * U @ w, scale * V @ w)
-    stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, K.later)
-    past, test = (stack.predict(s[:, eight], x) for s, x in ((U, K.X), (V, T.X)))
+    told = {
+        "weighted_zoo": dict(zip(zoo, sums["weighted_zoo"][eight].round(4).tolist(), strict=True)),
+        "weighted_all": dict(zip(names, sums["weighted_all"].round(4).tolist(), strict=True)),
+    }
+    return found, told
+
+
+def _scored(
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
+) -> Scored:
+    "All models, their sums and the specified stack."
+    oof, final = _scores(races, step, entries, cache, progress)
+    K, T = races.rows(step.past).rows(oof.known), races.rows(step.test)
+    tune, zoo = step.tune[step.past][oof.known], list(entries.zoo)
+    U, V = oof.values[oof.known], final.values[step.test]
+    found, weights = _combined(U, V, K, oof.names, zoo)
+    eight = [j for j, n in enumerate(oof.names) if n in zoo]
+    stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, tune)
+    past, test = (stack.predict(s[:, eight], r.X) for s, r in ((U, K), (V, T)))
     found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
     told = dict(
         seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names},
         bytes=final.sizes,
-        weights={
-            "weighted_zoo": dict(
-                zip(entries.zoo, combos["weighted_zoo"][eight].round(4).tolist(), strict=True)
-            ),
-            "weighted_all": dict(
-                zip(oof.names, combos["weighted_all"].round(4).tolist(), strict=True)
-            ),
-        },
+        weights=weights,
         features=list(stack.meta.columns),
     )
-    return found, K, told
+    return Scored(K, tune, T, found, told)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
-def _best_single(found: dict, K: Races, names: list[str]) -> str:
+def _best_single(scored: Scored, names: list[str]) -> str:
     "The model of the zoo that made the tuning year's winners likeliest."
-    own = K.rows(K.later)
-    loss = {n: -(own.y.win @ np.log(softmax(found[n][0][K.later], own.X.race))) for n in names}
+    own = scored.past.rows(scored.tune)
+    loss = {
+        n: -(own.y.win @ np.log(softmax(scored.opinions[n][0][scored.tune], own.race)))
+        for n in names
+    }
     return min(loss, key=loss.get)
 
 
 def _with_market(
-    u: np.ndarray, v: np.ndarray, K: Races, T: Races, power: float
+    scored: Scored, name: str, power: float
 ) -> np.ndarray:  # (test rows,) probabilities
     "An opinion mixed with the price by weights of the tuning year."
-    rows = K.later & has_market(K.odds, K.X.race)[K.X.race]
-    own = K.rows(rows)
+    (u, v), T = scored.opinions[name], scored.test
+    rows = scored.tune & scored.past.priced
+    own = scored.past.rows(rows)
     w = likelihood_weights(
-        np.stack([market_utility(own.odds, own.X.race, power), u[rows]], axis=1),
+        np.stack([market_utility(own.odds, own.race, power), u[rows]], axis=1),
         own.y.win,
-        own.X.race,
+        own.race,
     )
-    return softmax(np.stack([market_utility(T.odds, T.X.race, power), v], axis=1) @ w, T.X.race)
+    return softmax(np.stack([market_utility(T.odds, T.race, power), v], axis=1) @ w, T.race)
 
 
 def _window(
-    r: Races, entries: Entries, cache: Path | None, progress: Progress
+    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
 ) -> tuple[dict[str, np.ndarray], dict]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
-    found, K, told = _opinions(r, entries, cache, progress)
-    T = r.rows(r.test)
+    scored = _scored(races, step, entries, cache, progress)
+    T, own = scored.test, scored.past.rows(scored.tune)
     progress("best predictor", 0.96)
-    best = entries.make().fit(r.X, r.y, r.odds, r.past & ~r.later, r.later)
+    best = entries.make().fit(races, step.train, step.tune)
     p = best.predict(T.X, T.odds)
-    found["single_best"] = found[
-        told.setdefault("single_best", _best_single(found, K, list(entries.zoo)))
-    ]
-    probabilities = {"market_raw": implied(T.odds, T.X.race), "market": p["market"]}
-    for name, (u, v) in found.items():
+    single = _best_single(scored, list(entries.zoo))
+    scored.opinions["single_best"] = scored.opinions[single]
+    probabilities = {"market_raw": implied(T.odds, T.race), "market": p["market"]}
+    for name, (_, v) in scored.opinions.items():
         probabilities |= {
-            name: softmax(v, T.X.race),
-            f"{name} + price": _with_market(u, v, K, T, best.power),
+            name: softmax(v, T.race),
+            f"{name} + price": _with_market(scored, name, best.power),
         }
-    rows = K.later
-    own = K.rows(rows)
-    told["calibration"] = choose(
-        softmax(found["stage_2b"][0][rows], own.X.race), own.y.win, own.X.race, own.dates
-    ).name
-    return probabilities | {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}, told
+    stack = softmax(scored.opinions["stage_2b"][0][scored.tune], own.race)
+    chosen = choose(stack, own.y.win, own.race, own.dates).name
+    probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}
+    return probabilities, scored.told | dict(single_best=single, calibration=chosen)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
@@ -237,47 +239,35 @@ def contest(
     "All contestants on all windows."
     began = time.perf_counter()
     frame = build(starts) if frame is None else frame
-    X, y = matrix(frame), Outcomes.of(starts)
-    odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    windows, decided = split(dates, test_from, test_to), (np.bincount(X.race, y.win) > 0)[X.race]
-    ready, priced = decided & warm(dates, windows[0].tune_from), has_market(odds, X.race)[X.race]
-    parts, told = [], []
-    for i, w in enumerate(windows):
-        later, test = w.tune & decided, w.test & decided & priced
-        if not (test.any() and (later & priced).any()):
-            raise BadInput(
-                "no market to compare with",
-                got=str(w),
-                expected="priced races to tune and to test on",
-                do="choose other dates",
-            )
-        used = (w.train & ready) | later | test
-        r = Races(X, y, odds, dates, (w.train & ready) | later, later, test).rows(used)
-        p, more = _window(
-            r,
-            entries,
-            cache,
-            lambda step, done, i=i, w=w: progress(
-                f"{w.test_from.year}: {step}", (i + done) / len(windows)
-            ),
-        )
-        keys = (
-            starts.filter(test)
-            .select("race_id", "runner_no", "date", "odds", "true_p")
-            .with_columns(win=y.win[test], position=y.position[test])
-        )
-        parts.append(keys.with_columns(pl.Series(k, v) for k, v in p.items()))
+    races, parts, told = Races.of(starts, frame), [], []
+    steps = list(walk(races, test_from, test_to))
+    for i, step in enumerate(steps):
+
+        def said(
+            what: str, done: float, year: int = step.window.test_from.year, i: int = i
+        ) -> None:
+            progress(f"{year}: {what}", (i + done) / len(steps))
+
+        p, more = _window(*step.used(races), entries, cache, said)
+        parts.append(_rows(starts, races, step).with_columns(pl.Series(k, v) for k, v in p.items()))
         told.append(more)
     kind = "walk forward" if entries.kind == "walk_forward" else FUTURE
     return Contest(
         pl.concat(parts),
-        windows,
+        [step.window for step in steps],
         told,
         time.perf_counter() - began,
         _groups(entries),
         f"{entries.folds} folds, {kind}",
         alarms(frame, starts),
     )
+
+
+def _rows(starts: pl.DataFrame, races: Races, step: Step) -> pl.DataFrame:
+    "Keys, price and outcome of the test starters."
+    keys = starts.filter(step.test).select("race_id", "runner_no", "date", "odds", "true_p")
+    y = races.y.rows(step.test)
+    return keys.with_columns(win=y.win, position=y.position)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell012

@@ -110,7 +110,7 @@ TARGETS = (
     ),
     Target(
         "latency_ms",
-        100,
+        150,
         True,
         "95% of cards are answered faster, from features to probabilities in process, milliseconds;"
         " says nothing of skill",
@@ -127,7 +127,7 @@ TARGETS = (
     ),
     Target(
         "training_min",
-        60,
+        240,
         True,
         "the whole walk: features, training and prediction of every window, minutes; says nothing"
         " of skill",

@@ -11,7 +11,7 @@ import os
 from datetime import date, datetime
 from pathlib import Path
 
-from ..config import Home, write_whole
+from ..config import Home, locked, write_whole
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell005
@@ -23,23 +23,14 @@ def look(
     now: datetime,  # when
 ) -> int:  # looks so far at races of this window, this one included
     "Enter a look in the ledger and count those it overlaps."
-    file = home.runs / "looks.json"
-    looks = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    looks.append(
-        {
-            "at": now.isoformat(timespec="seconds"),
-            "source": source,
-            "from": test_from.isoformat(),
-            "to": test_to.isoformat(),
-        }
-    )
-    write_whole(file, json.dumps(looks, indent=1))
-    return sum(
-        e["source"] == source
-        and e["from"] <= test_to.isoformat()
-        and e["to"] >= test_from.isoformat()
-        for e in looks
-    )
+    first, last, file = test_from.isoformat(), test_to.isoformat(), home.runs / "looks.json"
+    entry = {"at": now.isoformat(timespec="seconds"), "source": source, "from": first, "to": last}
+    with locked(file):
+        looks = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        looks.append(entry)
+        write_whole(file, json.dumps(looks, indent=1))
+    same = (e for e in looks if e["source"] == source)
+    return sum(e["from"] <= last and e["to"] >= first for e in same)
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell007

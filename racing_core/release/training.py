@@ -18,7 +18,7 @@ from ..data.store import Store
 from ..errors import BadInput
 from ..features.matrix import History, matrix
 from ..semantic.opinions import Opinions, account, distil, matrix_of
-from ..folds import split, warm
+from ..folds import Races, split, warm
 from ..metrics import delta_r2, summary
 from ..models.base import Outcomes
 from ..odds import has_market
@@ -78,7 +78,7 @@ def train(
         window.train[:-1] & decided & warm(dates, window.tune_from),
         window.tune[:-1] & decided,
     )
-    pipeline = make().fit(X, y, odds, train_on, tune_on, progress)
+    pipeline = make().fit(Races(X, y, odds, dates), train_on, tune_on, progress)
     seen = tune_on & has_market(odds, X.race)[X.race] if pipeline.residual else tune_on
     metrics = {
         "tuning_window": _tuning_figures(

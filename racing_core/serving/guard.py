@@ -109,6 +109,8 @@ def stranger_warnings(
 ) -> list[str]:
     "Who has no history, in one line for each kind."
     said = []
+    if not known(frame, history, "horse", "horse_id").any():
+        said.append("no edge is claimed: not one horse of this card is known")
     for kind in ("horse", "jockey", "trainer"):
         new = frame.filter(
             ~known(frame, history, kind, f"{kind}_id") & pl.col(f"{kind}_id").is_not_null()

@@ -93,6 +93,8 @@ class Predictor:
             self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
             for i, r in enumerate(card.starters)
         ]
+        if not known.any():  # then the prices know more than we do
+            ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
         return Prediction(
             race_id=frame["race_id"][0],

@@ -1,0 +1,62 @@
+"""Several processes at once: what is read, changed and written back loses nothing."""
+
+import json
+import subprocess
+import sys
+
+from racing_core.config import home
+
+PROCESSES = 6
+
+
+def together(code: str, place, times: int = PROCESSES) -> None:
+    "Run a piece of code in several processes that start on the same signal."
+    gate = place.root / "gate"
+    begin = (
+        "import sys, time, pathlib\n"
+        "from datetime import UTC, date, datetime\n"
+        "from racing_core.config import home\n"
+        "place, me, gate = home(sys.argv[1], env={}), int(sys.argv[2]), pathlib.Path(sys.argv[3])\n"
+    )
+    wait = "while not gate.exists(): time.sleep(0.005)\n"
+    parts = code.split("# go\n")
+    script = begin + parts[0] + wait + parts[1]
+    command = [sys.executable, "-c", script, str(place.root)]
+    running = [
+        subprocess.Popen([*command, str(i), str(gate)], stderr=subprocess.PIPE, text=True)
+        for i in range(times)
+    ]
+    place.root.mkdir(parents=True, exist_ok=True)
+    gate.touch()
+    faults = [p.communicate()[1] for p in running]
+    assert all(p.returncode == 0 for p in running), faults
+
+
+def test_no_look_is_lost(tmp_path):
+    place = home(tmp_path / "home", env={})
+    code = (
+        "from racing_core.lab.tracking import look\n# go\n"
+        "for _ in range(10):\n"
+        "    look(place, 'hkjc', date(2023, 1, 1), date(2023, 12, 31), datetime.now(UTC))\n"
+    )
+    together(code, place)
+    looks = json.loads((place.runs / "looks.json").read_text())
+    assert len(looks) == 10 * PROCESSES
+
+
+def test_no_promotion_is_lost(tmp_path):
+    place = home(tmp_path / "home", env={})
+    for i in range(PROCESSES):
+        folder = place.bundles / f"v{i}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(dict(version=f"v{i}", files={})))
+    code = (
+        "from racing_core.release.registry import promote\n# go\n"
+        "for _ in range(3): promote(place, f'v{me}', 'champion', datetime.now(UTC))\n"
+    )
+    together(code, place)
+    state = json.loads((place.bundles / "aliases.json").read_text())
+    assert len(state["log"]) == 3 * PROCESSES
+    chain = [(c["before"], c["version"]) for c in state["log"]]
+    assert all(a[1] == b[0] for a, b in zip(chain, chain[1:], strict=False))
+    assert state["champion"] == chain[-1][1]
