@@ -25,7 +25,7 @@ from racing_core.models.linear import ConditionalLogit
 from racing_core.pipeline import Pipeline
 from racing_core.release.bundle import read
 from racing_core.release.training import train
-from racing_core.semantic.opinions import Opinions, _who, account, matrix_of, with_scores
+from racing_core.semantic.opinions import Opinions, _who, account, matrix_of, scorer_of, with_scores
 from racing_core.semantic.scorer import Score
 from racing_core.serving.contract import card_frame
 from racing_core.serving.predictor import Predictor
@@ -157,6 +157,17 @@ def test_a_bundle_of_the_fallback_listens_to_nobody(house, starts, listening, tm
     assert {b for r in other.ranked for b in r.scored_by.values()} == {"fallback"}, (
         "another model is another scorer"
     )
+
+
+def test_a_bundle_of_the_old_word_still_listens(listening, starts):
+    "Manifests written before the word was scorer say mind."
+    bundle, told = listening
+    old = {k: v for k, v in bundle.manifest["scores"].items() if k != "scorer"} | {"mind": "model"}
+    earlier = replace(bundle, manifest=bundle.manifest | {"scores": old})
+    assert scorer_of(old) == scorer_of(bundle.manifest["scores"]) == "model"
+    assert scorer_of({}) == "fallback"
+    card = next_week(starts)
+    assert Predictor(earlier, told).predict(card) == Predictor(bundle, told).predict(card)
 
 
 def test_a_prediction_waits_for_nobody_and_a_later_one_knows(listening, starts, service, fast):  # noqa: F811
