@@ -46,7 +46,8 @@ def _ours(module: str) -> bool:
         file = find_spec(top).origin
     except (AttributeError, ValueError, ImportError):  # made on the spot
         return True
-    return not str(file).startswith(_FOREIGN)
+    elsewhere = {"site-packages", "dist-packages"} & set(Path(str(file)).parts)  # of another Python
+    return not elsewhere and not str(file).startswith(_FOREIGN)
 
 
 @cache

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +16,25 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .config import write_whole
 from .errors import BadInput
 from .features.matrix import Matrix
 from .folds import walk_forward
-from .models.base import Model, Outcomes, params, save_model
+from .memo import remembered_arrays
+from .models.base import Model, Outcomes, code_of, params, save_model
 from .odds import centred
 
 # %% auto #0
-__all__ = ["Folds", "FUTURE", "grouped", "folds_of", "Fit", "fit_once", "Scores", "out_of_fold"]
+__all__ = [
+    "Folds",
+    "FUTURE",
+    "grouped",
+    "folds_of",
+    "Fit",
+    "fold_digest",
+    "fit_once",
+    "Scores",
+    "out_of_fold",
+]
 
 # %% ../nbs/42_oof.ipynb #cell005
 Folds = list[tuple[np.ndarray, np.ndarray]]  # (n,) bool: rows to train on, rows to score
@@ -78,11 +87,10 @@ def _bytes(*parts: object) -> str:
     return h.hexdigest()
 
 
-def _key(model: Model, X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) -> str:
+def fold_digest(X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) -> str:
+    "Identifies what a fold lets a model see; read once for all models."
     learnt, asked = X.rows(train), X.rows(score)
     return _bytes(
-        model.kind,
-        params(model),
         list(X.columns),
         learnt.values,
         learnt.race,
@@ -93,6 +101,11 @@ def _key(model: Model, X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndar
     )
 
 
+def _key(model: Model, rows: str) -> str:
+    "What a fit hangs on: the kind of model and its code, its settings, and the rows."
+    return _bytes(model.kind, code_of(type(model)), params(model), rows)
+
+
 def fit_once(
     model: Model,  # untrained; is trained unless its scores are kept
     X: Matrix,
@@ -100,23 +113,27 @@ def fit_once(
     train: np.ndarray,  # (n,) bool: rows to learn from
     score: np.ndarray,  # (n,) bool: rows to score
     cache: Path | None = None,  # folder; None: nothing is kept
+    rows: str | None = None,  # `fold_digest` of these rows, where it is known
 ) -> Fit:
     "The kept scores, or a new fit's."
-    file = cache and cache / model.kind / f"{_key(model, X, y, train, score)[:32]}.npz"
-    if file and file.is_file():
-        with np.load(file, allow_pickle=False) as kept:
-            return Fit(kept["scores"], float(kept["seconds"]), int(kept["size"]), True)
-    began = time.perf_counter()
-    scores = model.fit(X.rows(train), y.rows(train)).score(X.rows(score))
-    seconds = time.perf_counter() - began
+
+    def work() -> dict:
+        began = time.perf_counter()
+        scores = model.fit(X.rows(train), y.rows(train)).score(X.rows(score))
+        return dict(scores=scores, seconds=time.perf_counter() - began, size=_size(model))
+
+    if cache is None:
+        return Fit(**work())
+    key = _key(model, rows or fold_digest(X, y, train, score))
+    found, kept = remembered_arrays(cache / model.kind / f"{key[:32]}.npz", work)
+    return Fit(found["scores"], float(found["seconds"]), int(found["size"]), kept)
+
+
+def _size(model: Model) -> int:
+    "Bytes of the saved model."
     with TemporaryDirectory() as folder:
         save_model(model, Path(folder))
-        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-    if file:
-        buffer = io.BytesIO()
-        np.savez(buffer, scores=scores, seconds=seconds, size=size)
-        write_whole(file, buffer.getvalue())
-    return Fit(scores, seconds, size)
+        return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
 # %% ../nbs/42_oof.ipynb #cell011
@@ -124,9 +141,7 @@ def fit_once(
 class Scores:
     "Out-of-fold scores of several models."
 
-    values: (
-        np.ndarray
-    )  # (n, models) utilities less the race's mean, nan where no fold scored the row
+    values: np.ndarray  # (n, models) utilities less the race's mean, nan where no fold scored
     names: tuple[str, ...]
     seconds: dict[str, float]  # spent on each model when it was fitted, all folds together
     sizes: dict[str, int]  # bytes of each model's last fit
@@ -149,13 +164,14 @@ def out_of_fold(
     if not models:
         raise BadInput("no model to score with", got="none", expected="one at least")
     values, seconds, sizes = np.full((len(X), len(models)), np.nan), {}, {}
+    rows = [cache and fold_digest(X, y, *fold) for fold in folds]
     for j, (name, make) in enumerate(models.items()):
         for k, (train, score) in enumerate(folds):
             progress(
                 f"{name}, fold {k + 1} of {len(folds)}",
                 (j * len(folds) + k) / (len(models) * len(folds)),
             )
-            fit = fit_once(make(), X, y, train, score, cache)
+            fit = fit_once(make(), X, y, train, score, cache, rows[k])
             seconds[name], sizes[name] = seconds.get(name, 0.0) + fit.seconds, fit.size
             values[score, j] = centred(fit.scores, X.rows(score).race)
     return Scores(values, tuple(models), seconds, sizes)

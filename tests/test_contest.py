@@ -1,4 +1,4 @@
-"""The contest from outside: the command, its report, resumed work, the specified shape of the stack, and folds that look ahead."""
+"""The contest from outside: the command, its report, resumed work, the specified stack, folds that look ahead."""
 
 import json
 from dataclasses import fields
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_cli import answer, racing
 
-from racing_core import stacking
+from racing_core import oof, stacking
 from racing_core.errors import BadInput
 from racing_core.features.matrix import Matrix, build, matrix
 from racing_core.metrics import mcfadden_r2
@@ -89,6 +89,18 @@ def test_a_kept_fit_depends_on_the_outcomes_too(world, tmp_path):
         y.win, np.where(np.arange(len(X)) == np.flatnonzero(train)[3], 9.0, y.position)
     )
     assert not fit_once(ConditionalLogit(), X, restated, train, score, tmp_path).kept
+
+
+def test_the_rows_of_a_fold_are_read_once_for_all_models(world, tmp_path, monkeypatch):
+    X, y, dates = world
+    folds, read = folds_of(dates, X.race, 3), []
+    digest = oof.fold_digest
+    monkeypatch.setattr(oof, "fold_digest", lambda *of: read.append(1) or digest(*of))
+    models = {f"l2={l2}": (lambda l2=l2: ConditionalLogit(l2=l2)) for l2 in (10, 1000)}
+    first = out_of_fold(models, X, y, folds, tmp_path)
+    assert len(read) == len(folds) and len(list(tmp_path.rglob("*.npz"))) == 6
+    again = out_of_fold(models, X, y, folds, tmp_path)
+    assert np.array_equal(first.values, again.values, equal_nan=True)
 
 
 def test_the_exploded_likelihood_of_a_race_by_hand():

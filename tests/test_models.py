@@ -1,8 +1,10 @@
-"""Models, market and pipeline from outside: the battery on another world, exact gradients, weights that can be computed by hand."""
+"""Models, market and pipeline from outside: the battery on another world, gradients, weights by hand."""
 
 import json
+from dataclasses import dataclass
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -15,7 +17,16 @@ from racing_core.features.matrix import Matrix, build, matrix
 from racing_core.folds import Races
 from racing_core.market import likelihood_weights, market_utility, power_of
 from racing_core.metrics import mcfadden_r2
-from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
+from racing_core.models.base import (
+    CHECKS,
+    KINDS,
+    Outcomes,
+    check_model,
+    check_save_load,
+    load_model,
+    relative,
+    save_model,
+)
 from racing_core.models.boosted import CatBoostYetiRank, LightGBMClassifier, XGBoostPairwise
 from racing_core.models.classic import (
     LogisticRegression,
@@ -27,7 +38,7 @@ from racing_core.models.classic import (
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.neural import PlackettLuceNet, TabNet, exploded_loss, field_of
 from racing_core.models.trees import LambdaRank, SoftmaxTrees
-from racing_core.models.zoo import ZOO, zoo
+from racing_core.models.zoo import zoo
 from racing_core.models.zoo import settings as zoo_settings
 from racing_core.odds import softmax
 from racing_core.pipeline import Pipeline, load_pipeline, save_pipeline
@@ -74,7 +85,34 @@ def test_every_kind_is_in_this_battery():
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("kind", MODELS)
 def test_battery(kind, check, season):
-    check(MODELS[kind], *season[:2])
+    check_model(MODELS[kind], *season[:2], checks=(check,))
+
+
+def test_a_strangers_model_is_told_what_it_fails(season):
+    @dataclass
+    class Stranger(ConditionalLogit):
+        kind = "stranger"
+
+        def _contributions(self, Z):
+            return np.ones_like(Z) * np.arange(len(Z))[:, None]
+
+        def _save(self, folder):
+            raise OSError("no room")
+
+    try:
+        with pytest.raises(BadInput, match="2 of 9") as refusal:
+            check_model(lambda: Stranger(l2=20), *season[:2])
+    finally:
+        del KINDS["stranger"]
+    said = str(refusal.value)
+    assert "check_contributions" in said and "check_save_load (OSError: no room)" in said
+    assert "check_offset" not in said and check_save_load.__doc__ in said
+    with pytest.raises(BadInput, match="give both"):
+        check_model(ConditionalLogit, season[0])
+
+
+def test_the_battery_has_races_of_its_own():
+    check_model(lambda: ConditionalLogit(l2=20))
 
 
 def without_each(model, X):
@@ -110,11 +148,8 @@ def test_specified_settings_of_lambdarank_are_its_defaults():
 
 def test_the_zoo_has_its_eight_models_with_the_specified_settings():
     animals = zoo()
-    assert (
-        set(animals)
-        == set(ZOO)
-        == set(MODELS) - {"conditional_logit", "lightgbm_softmax", "plackett_luce_net"}
-    )
+    outside = {"conditional_logit", "lightgbm_softmax", "plackett_luce_net"}
+    assert set(animals) == set(MODELS) - outside and len(animals) == 8
     facts = {
         "lightgbm_lambdarank": dict(trees=200, learning_rate=0.05, at=4),
         "lightgbm_classifier": dict(trees=100, depth=6, balanced=True),
@@ -130,6 +165,25 @@ def test_the_zoo_has_its_eight_models_with_the_specified_settings():
         with_defaults = type(animals[kind])()
         said = {k: tuple(v) if isinstance(v, list) else v for k, v in zoo_settings()[kind].items()}
         assert {k: getattr(with_defaults, k) for k in said} == said, kind
+
+
+def test_a_new_model_needs_its_class_and_a_table_of_the_zoo_alone(season, tmp_path, monkeypatch):
+    X, y, _ = season
+
+    @dataclass
+    class Lucky(ConditionalLogit):
+        kind = "lucky_logit"
+        needs = {"zoo": ("no_such_package",)}
+
+    monkeypatch.setitem(KINDS, "lucky_logit", Lucky)
+    (tmp_path / "zoo.toml").write_text("[lucky_logit]\nl2 = 7")
+    with pytest.raises(BadInput, match="no_such_package is not installed"):
+        zoo(tmp_path / "zoo.toml")
+    Lucky.needs = {}
+    (lucky,) = zoo(tmp_path / "zoo.toml").values()
+    assert isinstance(lucky, Lucky) and lucky.l2 == 7.0
+    save_model(lucky.fit(X, y), tmp_path / "saved")
+    assert np.array_equal(load_model(tmp_path / "saved").score(X), lucky.score(X))
 
 
 @pytest.mark.parametrize(

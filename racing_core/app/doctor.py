@@ -32,6 +32,7 @@ __all__ = [
     "python",
     "wanted",
     "locked",
+    "installing",
     "packages",
     "learner",
     "writable",
@@ -109,6 +110,16 @@ def locked(
 
 
 # %% ../../nbs/93_app.doctor.ipynb #cell010
+def installing(
+    extra: str,  # "" is what everybody needs
+) -> str:
+    "The command that brings an extra: into a checkout, or to an installed wheel."
+    lock, wanted = shipped("requirements.lock"), f"[{extra}]" if extra else ""
+    if (lock.parent / "settings.ini").is_file():
+        return f'pip install --no-build-isolation -c requirements.lock -e ".{wanted}"'
+    return f'pip install -c {lock} "racing-core{wanted}"'
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -122,20 +133,16 @@ def packages(
     lock: dict[str, str],  # package to version
 ) -> Finding:
     "Are they there, in the version of the lock?"
-    have, title = (
-        {name: _version(name) for name in names},
-        f"extra {extra}" if extra else "packages",
-    )
-    install = (
-        "pip install --no-build-isolation -c requirements.lock -e"
-        f' ".{f"[{extra}]" if extra else ""}"'
-    )
+    have = {name: _version(name) for name in names}
+    title, install = f"extra {extra}" if extra else "packages", installing(extra)
     if absent := [name for name, v in have.items() if v is None]:
         return Finding(
             title, "missing", f"without {', '.join(absent)}", install, required=not extra
         )
     if other := [
-        f"{name} {v} (lock: {lock[name]})" for name, v in have.items() if lock.get(name, v) != v
+        f"{name} {v} (lock: {lock[name]})"
+        for name, v in have.items()
+        if lock.get(name, v) not in (v, v.split("+")[0])  # torch 2.13.0+cpu is torch 2.13.0
     ]:
         return Finding(title, "wrong", ", ".join(other), install)
     return Finding(

@@ -77,7 +77,10 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="Seed of a simulated world.")] = 0,
     test_from: Annotated[
         date | None,
-        day("--test-from", "First day of the test window; the last twelve months by default"),
+        day(
+            "--test-from",
+            "First day of the test window; the last twelve months, or third, by default",
+        ),
     ] = None,
     home: HomeOption = None,
     as_json: AsJson = False,

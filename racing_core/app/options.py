@@ -125,8 +125,10 @@ def need(
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        do = f'pip install --no-build-isolation -c requirements.lock -e ".[{extra}]"'
-        raise BadInput(f"{package} is not installed", expected=f"the extra `{extra}`", do=do)
+        from racing_core.app.doctor import installing
+
+        expected, do = f"the extra `{extra}`", installing(extra)
+        raise BadInput(f"{package} is not installed", expected=expected, do=do)
 
 
 def free(

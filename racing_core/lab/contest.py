@@ -18,13 +18,15 @@ import polars as pl
 
 from .. import starts as st
 from ..calibration import choose
+from ..combiners import Average, Combiner, Weighted
 from .backtest import Progress, peak_mb
 from ..features.leaks import alarms
 from ..features.matrix import build
 from ..folds import Races, Window
 from .walk import Step, walk
 from ..market import likelihood_weights, market_utility
-from ..metrics import delta_r2, summary, tripwires
+from ..intervals import Estimate
+from ..metrics import Board, delta_r2, summary
 from ..models.base import Model
 from ..models.linear import ConditionalLogit
 from ..models.neural import PlackettLuceNet
@@ -32,10 +34,23 @@ from ..models.trees import SoftmaxTrees
 from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
 from ..pipeline import PLACES, Pipeline
-from ..stacking import TwoStage, weighted
+from ..records import by_field
+from ..stacking import TwoStage
+from ..tripwires import Wire, tripwires
 
 # %% auto #0
-__all__ = ["GROUPS", "beyond", "Entries", "Scored", "Contest", "contest", "figures"]
+__all__ = [
+    "GROUPS",
+    "beyond",
+    "Entries",
+    "Told",
+    "Scored",
+    "Contest",
+    "contest",
+    "Contestant",
+    "Standings",
+    "figures",
+]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
@@ -69,6 +84,18 @@ class Entries:
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
+class Told:
+    "What else is worth telling of a window."
+
+    seconds: dict[str, float]  # of all fits, by model
+    bytes: dict[str, int]  # of the last fit, by model
+    weights: dict[str, dict[str, float]]  # of the weighted sums, by model
+    features: list[str]  # original features beside the scores in the stack
+    single_best: str  # the model that the tuning year chose
+    calibration: str  # chosen for the stack
+
+
+@dataclass(frozen=True)
 class Scored:
     "What all contestants said of the past that was scored out of fold, and of the test window."
 
@@ -78,7 +105,7 @@ class Scored:
     opinions: dict[
         str, tuple[np.ndarray, np.ndarray]
     ]  # log-probabilities of past and test, by name
-    told: dict  # seconds, bytes, weights, features
+    told: dict  # parts of `Told`
 
 
 def _scores(
@@ -101,30 +128,25 @@ def _scores(
     return oof, final
 
 
-def _combined(
-    U: np.ndarray, V: np.ndarray, K: Races, names: list[str], zoo: list[str]
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, dict[str, float]]]:
-    "Opinions of all models and of the plain and weighted sums of them; the weights."
-    found = {}
-    for j, name in enumerate(names):
-        scale = likelihood_weights(U[:, [j]], K.y.win, K.race)[0]
-        found[name] = (scale * U[:, j], scale * V[:, j])
-    eight = [j for j, n in enumerate(names) if n in zoo]
-    size = U.std(axis=0)
-    sums = dict(
-        average=np.isin(np.arange(len(size)), eight) / size,
-        weighted_zoo=np.zeros(len(size)),
-        weighted_all=weighted(U, K.y, K.race),
-    )
-    sums["weighted_zoo"][eight] = weighted(U[:, eight], K.y, K.race)
-    for name, w in sums.items():
-        scale = likelihood_weights((U @ w)[:, None], K.y.win, K.race)[0]
-        found[name] = (scale * U @ w, scale * V @ w)
-    told = {
-        "weighted_zoo": dict(zip(zoo, sums["weighted_zoo"][eight].round(4).tolist(), strict=True)),
-        "weighted_all": dict(zip(names, sums["weighted_all"].round(4).tolist(), strict=True)),
+def _combiners(names: tuple[str, ...], zoo: list[str]) -> dict[str, tuple[Combiner, list[int]]]:
+    "Ways to make one opinion of many, and whose scores each of them reads."
+    eight, everyone = [j for j, n in enumerate(names) if n in zoo], list(range(len(names)))
+    return {
+        "average": (Average(), eight),
+        "weighted_zoo": (Weighted(), eight),
+        "weighted_all": (Weighted(), everyone),
+        "two_stage": (TwoStage(), eight),
     }
-    return found, told
+
+
+def _alone(
+    U: np.ndarray, V: np.ndarray, K: Races, names: tuple[str, ...]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    "Each model with the one scale that suits the past."
+    scales = [likelihood_weights(u[:, None], K.y.win, K.race)[0] for u in U.T]
+    return {
+        n: (w * U[:, j], w * V[:, j]) for j, (n, w) in enumerate(zip(names, scales, strict=True))
+    }
 
 
 def _scored(
@@ -135,16 +157,24 @@ def _scored(
     K, T = races.rows(step.past).rows(oof.known), races.rows(step.test)
     tune, zoo = step.tune[step.past][oof.known], list(entries.zoo)
     U, V = oof.values[oof.known], final.values[step.test]
-    found, weights = _combined(U, V, K, oof.names, zoo)
-    eight = [j for j, n in enumerate(oof.names) if n in zoo]
-    stack = TwoStage().fit(U[:, eight], K.X, K.y, K.dates, tune)
-    past, test = (stack.predict(s[:, eight], r.X) for s, r in ((U, K), (V, T)))
-    found |= {name: (np.log(past[name]), np.log(test[name])) for name in test}
+    found, made = _alone(U, V, K, oof.names), _combiners(oof.names, zoo)
+    for name, (combine, read) in made.items():
+        progress(name, 0.95)
+        combine.fit(U[:, read], K, tune)
+        past, test = combine.utilities(U[:, read], K.X), combine.utilities(V[:, read], T.X)
+        stages = [stage for stage in past if stage != "fundamental"]  # by their own names, if any
+        for stage in stages or ["fundamental"]:
+            found[stage if stages else name] = (past[stage], test[stage])
+    weights = {
+        name: dict(zip([oof.names[j] for j in read], c.weights.round(4).tolist(), strict=True))
+        for name, (c, read) in made.items()
+        if name.startswith("weighted")
+    }
     told = dict(
         seconds={n: oof.seconds[n] + final.seconds[n] for n in oof.names},
         bytes=final.sizes,
         weights=weights,
-        features=list(stack.meta.columns),
+        features=list(made["two_stage"][0].meta.columns),
     )
     return Scored(K, tune, T, found, told)
 
@@ -177,7 +207,7 @@ def _with_market(
 
 def _window(
     races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
-) -> tuple[dict[str, np.ndarray], dict]:
+) -> tuple[dict[str, np.ndarray], Told]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
     scored = _scored(races, step, entries, cache, progress)
     T, own = scored.test, scored.past.rows(scored.tune)
@@ -186,7 +216,7 @@ def _window(
     p = best.predict(T.X, T.odds)
     single = _best_single(scored, list(entries.zoo))
     scored.opinions["single_best"] = scored.opinions[single]
-    probabilities = {"market_raw": implied(T.odds, T.race), "market": p["market"]}
+    probabilities = {"price": implied(T.odds, T.race), "market": p["market"]}
     for name, (_, v) in scored.opinions.items():
         probabilities |= {
             name: softmax(v, T.race),
@@ -195,7 +225,7 @@ def _window(
     stack = softmax(scored.opinions["stage_2b"][0][scored.tune], own.race)
     chosen = choose(stack, own.y.win, own.race, own.dates).name
     probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}
-    return probabilities, scored.told | dict(single_best=single, calibration=chosen)
+    return probabilities, Told(**scored.told, single_best=single, calibration=chosen)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
@@ -207,7 +237,7 @@ class Contest:
         pl.DataFrame
     )  # a row per test starter: keys, date, odds, win, position and the probabilities of all
     windows: list[Window]
-    told: list[dict]  # per window: seconds, bytes, weights, features, single_best, calibration
+    told: list[Told]  # for each window
     seconds: float
     groups: dict[str, str]  # name to one of GROUPS
     folds: str  # which folds
@@ -219,7 +249,7 @@ def _groups(entries: Entries) -> dict[str, str]:
         ("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble"
     ) | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
     return (
-        {"market_raw": "market", "market": "market"}
+        {"price": "market", "market": "market"}
         | dict.fromkeys(entries.zoo, "zoo")
         | dict.fromkeys(entries.beyond, "beyond")
         | ensembles
@@ -271,60 +301,104 @@ def _rows(starts: pl.DataFrame, races: Races, step: Step) -> pl.DataFrame:
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
+@dataclass(frozen=True)
+class Contestant:
+    "One row of the table."
+
+    name: str
+    group: str  # one of GROUPS
+    board: Board  # without a price, where it has none of its own
+    adds: Estimate | None = None  # ΔR² over the market, mixed with the price
+    seconds: float | None = None  # of all fits of a model
+    bytes: int | None = None  # of its last fit
+
+    @property
+    def learnt(self) -> bool:
+        "Does it know more than the number of starters?"
+        r2 = self.board["r2"]
+        return r2.low > 0 and r2.value > 1e-4
+
+    def to_json(self) -> dict:
+        "Its fields, and whether it learnt anything."
+        return by_field(self) | dict(learnt=self.learnt)
+
+
+@dataclass(frozen=True)
+class Standings:
+    "What a contest found, and what a reader needs to believe it."
+
+    test_from: date
+    test_to: date
+    races: int
+    starters: int
+    test_looks: int  # how often this window has been looked at
+    folds: str  # which folds
+    contestants: list[Contestant]
+    told: list[Told]  # for each window
+    tripwires: list[Wire]
+    seconds: float
+    peak_mb: int
+
+    def __getitem__(self, name: str) -> Contestant:
+        "The contestant of a name."
+        return next(c for c in self.contestants if c.name == name)
+
+    @property
+    def simulated(self) -> bool:
+        "Is the truth known?"
+        return any(c.name == "oracle" for c in self.contestants)
+
+    @property
+    def tripped(self) -> list[str]:
+        "Names of the wires that tripped."
+        return [w.name for w in self.tripwires if w.tripped]
+
+    def to_json(self) -> dict:
+        "Its fields, and the names of the wires that tripped."
+        return by_field(self) | dict(tripped=self.tripped)
+
+
+# %% ../../nbs/62b_lab.contest.ipynb #b30ccc43
+def _contestant(
+    found: Contest, p: pl.DataFrame, name: str, group: str, race: np.ndarray
+) -> Contestant:
+    seen = p["win"].to_numpy(), p["position"].to_numpy(), race, p["date"].to_numpy()
+    adds = None
+    if f"{name} + price" in p.columns:
+        mine, theirs = p[f"{name} + price"].to_numpy(), p["market"].to_numpy()
+        adds = delta_r2(mine, theirs, seen[0], race, seen[-1])
+    board, own = summary(p[name].to_numpy(), *seen), group in ("zoo", "beyond")
+    cost = (sum(getattr(t, k).get(name, 0) for t in found.told) for k in ("seconds", "bytes"))
+    return Contestant(name, group, board, adds, *(cost if own else ()))
+
+
 def figures(
     found: Contest,
     test_looks: int,  # how often this window has been looked at
-) -> dict:  # plain numbers, ready for JSON
-    "A row for each contestant, and what a reader needs to believe them."
+) -> Standings:
+    "A row for each contestant, and the wires on the best predictor."
     known = not found.predictions["true_p"].null_count()
     p, race = found.predictions.with_columns(oracle="true_p"), st.race_codes(found.predictions)
     win, position, day = (p[c].to_numpy() for c in ("win", "position", "date"))
-    rows = []
-    for name, group in (found.groups | ({"oracle": "oracle"} if known else {})).items():
-        q = p[name].to_numpy()
-        s = summary(q, win, position, race, day)
-        gain = (
-            delta_r2(p[f"{name} + price"].to_numpy(), p["market"].to_numpy(), win, race, day)
-            if f"{name} + price" in p.columns
-            else None
-        )
-        more = dict(delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high]) if gain else {}
-        cost = (
-            {k: sum(t[k].get(name, 0) for t in found.told) for k in ("seconds", "bytes")}
-            if group in ("zoo", "beyond")
-            else {}
-        )
-        rows.append(
-            dict(name=name, group=group)
-            | {k: s[k] for k in ("r2", "r2_ci", "logloss", "top1", "brier", "ece")}
-            | dict(ndcg4=s["ndcg"]["linear@4"])
-            | more
-            | cost
-        )
-    best = next(r for r in rows if r["group"] == "best")
-    priced = p["pipeline + price"].to_numpy()
+    groups = found.groups | ({"oracle": "oracle"} if known else {})
+    rows = [_contestant(found, p, name, group, race) for name, group in groups.items()]
+    best, priced = next(r for r in rows if r.group == "best"), p["pipeline + price"].to_numpy()
     beyond = (
         {"beyond_oracle": delta_r2(priced, p["oracle"].to_numpy(), win, race, day).low}
         if known
         else {}
     )
-    wires = tripwires(
-        summary(priced, win, position, race, day),
-        delta_r2=best["delta_r2"],
-        more=beyond | found.alarms,
-    )
-    return dict(
-        races=int(race[-1]) + 1,
-        starters=len(p),
-        test_from=str(found.windows[0].test_from),
-        test_to=str(found.windows[-1].test_to),
-        test_looks=test_looks,
-        folds=found.folds,
-        contestants=rows,
-        told=found.told,
-        seconds=round(found.seconds, 1),
-        peak_mb=round(peak_mb()),
-        tripwires=wires,
-        tripped=[w["name"] for w in wires if w["tripped"]],
-        **({"oracle": rows[-1]} if known else {}),
+    board = summary(priced, win, position, race, day)
+    return Standings(
+        found.windows[0].test_from,
+        found.windows[-1].test_to,
+        int(race[-1]) + 1,
+        len(p),
+        test_looks,
+        found.folds,
+        rows,
+        found.told,
+        tripwires(board, delta_r2=best.adds.value, more=beyond | found.alarms),
+        round(found.seconds, 1),
+        round(peak_mb()),
     )

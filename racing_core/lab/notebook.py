@@ -5,6 +5,7 @@
 # %% ../../nbs/60a_lab.notebook.ipynb #cell002
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -13,20 +14,23 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import polars as pl
 
-from .. import errors
+from .. import errors, identity
 from ..config import write_whole
 from ..errors import BadInput, RacingError
+from ..records import to_json
 
 # %% auto #0
-__all__ = ["Progress", "tell", "execute", "keep", "versions"]
+__all__ = ["Progress", "tell", "execute", "keep", "versions", "code_of"]
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
@@ -187,25 +191,15 @@ def execute(
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
-def _plain(x: Any) -> Any:
-    "As JSON wants it."
-    if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [_plain(v) for v in x]
-    x = x.item() if isinstance(x, np.generic) else x
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
-
 def keep(
     out: Path | str,  # folder of the run
-    figures: dict,  # what was found
+    finding: Any,  # record of what was found
     predictions: pl.DataFrame,  # a row per test starter
 ) -> list[Path]:  # result.json, predictions.parquet
-    "Write figures and predictions, each file in one step."
+    "Write finding and predictions, each file in one step."
     out = Path(out)
     result = write_whole(
-        out / "result.json", json.dumps(_plain(figures), indent=1, ensure_ascii=False)
+        out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
     draft = out / f".{uuid4().hex[:8]}.parquet"
     predictions.write_parquet(draft)
@@ -218,3 +212,27 @@ def versions(
 ) -> dict[str, str]:
     "What the figures were made with."
     return {"Python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+# %% ../../nbs/60a_lab.notebook.ipynb #72edb116
+def code_of(
+    notebook: Path | str,
+) -> str:  # 16 hexadecimal digits
+    "Identifies a notebook: its code, and the code of ours that it imports."
+    from nbformat import read
+
+    cells = [c.source for c in read(notebook, 4).cells if c.cell_type == "code"]
+    return identity.of("\n".join(cells), *_imported("\n".join(cells)))
+
+
+def _imported(source: str) -> list[Any]:
+    "What a piece of code takes from the package; of a module, what it makes public."
+    found: list[Any] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("racing_core"):
+            room = import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                thing = getattr(room, name, None) or import_module(f"{node.module}.{name}")
+                public = getattr(thing, "__all__", None) if isinstance(thing, ModuleType) else None
+                found += [getattr(thing, n) for n in public or ()] if public else [thing]
+    return found

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -17,6 +19,7 @@ from typing import ClassVar, Self
 import numpy as np
 import polars as pl
 
+from .. import identity
 from .. import starts as st
 from ..errors import BadInput
 from ..features.matrix import Matrix
@@ -31,6 +34,9 @@ __all__ = [
     "relative",
     "Model",
     "extra",
+    "kind_of",
+    "model_class",
+    "code_of",
     "params",
     "save_model",
     "load_model",
@@ -43,6 +49,8 @@ __all__ = [
     "check_missing",
     "check_contributions",
     "check_offset",
+    "season",
+    "check_model",
 ]
 
 
@@ -87,33 +95,31 @@ KINDS: dict[str, type[Model]] = Registry()
 class Model:
     "A utility per runner, learnt from races."
 
-    kind: ClassVar[str]  # name in files and reports
+    kind: ClassVar[str]  # name in files
+    title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
-    explains: ClassVar[bool] = (
-        True  # are there contributions that add up to its score? a model with attention alone has none
-    )
+    explains: ClassVar[bool] = True  # are there contributions that add up to its score?
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
+    needs: ClassVar[
+        dict[str, tuple[str, ...]]
+    ] = {}  # extra of racing-core to the modules it brings
 
     def __init_subclass__(cls) -> None:
         if "kind" in vars(cls):  # a base of several models has none of its own
             KINDS[cls.kind] = cls
+            if "title" not in vars(cls):
+                cls.title = cls.kind.replace("_", " ")
 
     def fit(
         self,
         X: Matrix,
         y: Outcomes,
-        offset: (
-            np.ndarray | None
-        ) = None,  # (n,) utility that is given, such as the market's; the model learns what it lacks
+        offset: np.ndarray | None = None,  # (n,) given utility, such as the market's
     ) -> Self:
-        "Learn; refuses a matrix without a single decided race."
+        "Learn what the offset lacks; refuses a matrix without a single decided race."
         if offset is not None and not self.takes_offset:
-            raise BadInput(
-                "this model cannot start from a given utility",
-                got="an offset",
-                expected="none",
-                where=f"fit of {self.kind}",
-            )
+            what, where = "this model cannot start from a given utility", f"fit of {self.kind}"
+            raise BadInput(what, got="an offset", expected="none", where=where)
         offset = np.zeros(len(X)) if offset is None else offset
         decided = race_sum(y.win, X.race) > 0
         if not decided.any():
@@ -173,12 +179,43 @@ def extra(
         ) from e
 
 
-def _known(kind: str) -> bool:
-    "Is there such a kind? The rooms of the models are looked through before no is said."
+def kind_of(
+    kind: str,  # name in files
+) -> type[Model] | None:
+    "The class of a kind; the rooms of the models are looked through before none is said."
     if kind not in KINDS:
-        for room in iter_modules(import_module("racing_core.models").__path__):
-            import_module(f"racing_core.models.{room.name}")
-    return kind in KINDS
+        rooms = {r.name for r in iter_modules(import_module("racing_core.models").__path__)}
+        for room in sorted(rooms - {"preprocess"}):  # no model of its own, and scikit-learn to wake
+            import_module(f"racing_core.models.{room}")
+    return KINDS.get(kind)
+
+
+def model_class(
+    kind: str,
+    where: str = "",  # who asks for it, for the error
+) -> type[Model]:
+    "The class of a kind; the rooms of the models are looked through before `BadInput` is raised."
+    if not (cls := kind_of(kind)):
+        expected = f"one of {', '.join(KINDS)}"
+        raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
+    return cls
+
+
+def code_of(
+    model: type[Model],
+) -> str:  # 16 hexadecimal digits
+    "Identifies a kind of model: its code, and the versions of the libraries under it."
+    named = {name.split(".")[0] for names in model.needs.values() for name in names}
+    under = identity.libraries(model) | {name: _version(name) for name in sorted(named)}
+    return identity.of(model, under)
+
+
+def _version(package: str) -> str:
+    "Of a library that may not be installed."
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "absent"
 
 
 def params(model: Model) -> dict:
@@ -206,14 +243,7 @@ def load_model(
 ) -> Model:
     "Read a fitted model; no pickle is ever opened."
     state = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if not _known(state["kind"]):
-        raise BadInput(
-            "unknown kind of model",
-            got=state["kind"],
-            expected=" or ".join(KINDS),
-            where=str(folder),
-        )
-    model = KINDS[state["kind"]](
+    model = model_class(state["kind"], str(folder))(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in state["params"].items()}
     )
     model.columns = tuple(state["columns"])
@@ -229,6 +259,7 @@ def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, 
 
 
 def _refused(call: Callable[[], object]) -> None:
+    "Demand that something is refused."
     try:
         call()
     except BadInput:
@@ -297,8 +328,7 @@ def check_contributions(make: Callable[[], Model], X: Matrix, y: Outcomes) -> No
 
 
 def check_offset(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
-    """Given a utility that knows the finishing order, little is left to learn; a model that cannot
-    be given one says so."""
+    "Given a utility that knows the finishing order, little is left to learn, or it is refused."
     order = -10 * np.nan_to_num(y.position, nan=99)
     if not make().takes_offset:
         return _refused(lambda: make().fit(X, y, offset=order))
@@ -317,3 +347,45 @@ CHECKS = (
     check_contributions,
     check_offset,
 )
+
+
+# %% ../../nbs/30_models.base.ipynb #cell016
+def season(
+    races: int = 600,  # simulated, of which the later half is kept
+    seed: int = 202,
+) -> tuple[Matrix, Outcomes]:
+    "A small simulated season with every registered feature."
+    from racing_core.features.matrix import build, matrix
+    from racing_core.simulate import simulate
+
+    starts = simulate(races, seed).starts()
+    late = starts["date"] > starts["date"].median()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no in-running comments")  # nobody writes any there
+        frame = build(starts)
+    return matrix(frame.filter(late)), Outcomes.of(starts.filter(late))
+
+
+def check_model(
+    make: Callable[[], Model],  # makes a model that is not fitted, such as `lambda: MyModel()`
+    X: Matrix | None = None,  # races to fit; those of `season` without
+    y: Outcomes | None = None,  # what became of them
+    checks: tuple[Callable, ...] = CHECKS,  # the whole battery without
+) -> None:
+    "Run the battery on a model, a stranger's too; `BadInput` names the checks that it fails."
+    if (X is None) != (y is None):
+        do = "give both, or neither for a simulated season"
+        raise BadInput("half of what a model is checked on", expected="matrix and outcomes", do=do)
+    X, y = season() if X is None or y is None else (X, y)
+    failed = []
+    for check in checks:
+        try:
+            check(make, X, y)
+        except Exception as e:
+            why = str(e).splitlines()[:1] if not isinstance(e, AssertionError) else []
+            failed.append((check, ": ".join([type(e).__name__, *why]), e))
+    if failed:
+        got = "; ".join(f"{check.__name__} ({why})" for check, why, _ in failed)
+        expected = " ".join(check.__doc__ for check, _, _ in failed)
+        what = f"the model fails {len(failed)} of {len(checks)} checks"
+        raise BadInput(what, got=got, expected=expected) from failed[0][2]

@@ -9,19 +9,15 @@ __all__ = ["forest", "page"]
 from typing import Any
 
 import numpy as np
-import polars as pl
+from markupsafe import Markup
 
-from ..lab.ablation import ALL
-from .report import table
-
-# %% ../../nbs/91b_pages.ablation.ipynb #cell005
-_UP, _DOWN, _OPEN = (
-    "#2f7f79",
-    "#bf5b45",
-    "#9ca3af",
-)  # an interval above zero, below it, and across it
+from ..intervals import Estimate
+from ..lab.ablation import ALL, Ablation
+from .html import render, signed
+from .plots import DOWN, INK, REST, UP, WIDE, canvas
 
 
+# %% ../../nbs/91b_pages.ablation.ipynb #d1679843
 def _reach(ends: np.ndarray) -> tuple[float, float]:
     """Limits of an axis that holds zero and every interval, (sets, 2), but one far longer than the
     others."""
@@ -31,77 +27,49 @@ def _reach(ends: np.ndarray) -> tuple[float, float]:
     return kept.min() - room, kept.max() + room
 
 
-def _draw(ax: Any, rows: np.ndarray) -> None:
-    "A line and a dot for each (value, low, high); a number at the edge for what lies beyond it."
-    left, right = _reach(rows[:, 1:])
+def _draw(ax: Any, rows: list[Estimate]) -> None:
+    "A line and a dot for each estimate; a number at the edge for what lies beyond it."
+    left, right = _reach(np.array([(e.low, e.high) for e in rows]))
     for i, (value, low, high) in enumerate(rows):
-        colour = _UP if low > 0 else _DOWN if high < 0 else _OPEN
+        colour = UP if low > 0 else DOWN if high < 0 else REST
         if not left < value < right:
-            side, text = (
-                ("left", f"◂ {_signed(value)}") if value < 0 else ("right", f"{_signed(value)} ▸")
+            beyond = (
+                ("left", f"◂ {signed(value)}") if value < 0 else ("right", f"{signed(value)} ▸")
             )
-            ax.text(left if value < 0 else right, i, text, color=colour, ha=side, va="center")
+            at = dict(color=colour, ha=beyond[0], va="center")
+            ax.text(left if value < 0 else right, i, beyond[1], **at)
             continue
         ax.plot([low, high], [i, i], color=colour, lw=5, alpha=0.35, solid_capstyle="round")
         ax.plot(value, i, "o", color=colour, ms=7)
-    ax.axvline(0, color="#1f2937", lw=1)
+    ax.axvline(0, color=INK, lw=1)
     ax.set_xlim(left, right)
 
 
-def _signed(x: float) -> str:
-    return f"{x:+.4f}".replace("-", "−")
-
-
 def forest(
-    found: pl.DataFrame,  # from `ablate`
+    found: Ablation,
+    width: float = WIDE,  # inches; panels stand below each other where it is narrow
 ) -> Any:  # figure
     """Change of the fundamental R² against all families and gain over the market, with 95%
     intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 0.34 * len(found) + 0.9), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08)  # the outermost ticks of two panels do not touch
-    panels = figure.subplots(1, 2, sharey=True)
-    for ax, what, title in zip(
-        panels,
-        ("change", "gain"),
-        ("R² without a price, against all", "ΔR² over the market"),
-        strict=True,
-    ):
-        _draw(ax, found.select(what, f"{what}_low", f"{what}_high").to_numpy())
-        ax.set_title(title, loc="left", fontsize=10.5)
-        ax.grid(axis="x", color="#e5e7eb")
-        ax.set_axisbelow(True)
-        ax.locator_params(axis="x", nbins=5)
-        ax.tick_params(length=0, labelcolor="#1f2937")
-        ax.spines[:].set_visible(False)
-    panels[0].set_yticks(range(len(found)), found["set"])
-    panels[0].set_ylim(len(found) - 0.5, -0.5)
+    sets, narrow = [r.set for r in found.rows], width < 6
+    shape = dict(columns=1, rows=2) if narrow else dict(columns=2)
+    with canvas(width, (1 + narrow) * (0.34 * len(sets) + 0.9), **shape) as (figure, panels):
+        figure.get_layout_engine().set(wspace=0.08)  # the outermost ticks do not touch
+        said = {"change": "R² without a price, against all", "gain": "ΔR² over the market"}
+        for ax, (what, words) in zip(panels, said.items(), strict=True):
+            _draw(ax, [getattr(r, what) for r in found.rows])
+            ax.set_title(words, loc="left")
+            ax.grid(axis="x")
+            ax.locator_params(axis="x", nbins=5)
+            ax.spines[:].set_visible(False)
+            ax.set_ylim(len(sets) - 0.5, -0.5)
+            shown = sets if narrow or what == "change" else [""] * len(sets)
+            ax.set_yticks(range(len(sets)), shown, color=INK)
     return figure
 
 
 def page(
-    found: pl.DataFrame,  # from `ablate`
-) -> str:  # HTML
+    found: Ablation,
+) -> Markup:
     "The table as it stands in a report."
-    head = ["", "features", "R² without a price", "against all", "ΔR² over the market"]
-    rows = []
-    for r in found.iter_rows(named=True):
-
-        def cell(what: str, r: dict = r) -> str:
-            return (
-                f"{_signed(r[what])}<small>{_signed(r[f'{what}_low'])} to"
-                f" {_signed(r[f'{what}_high'])}</small>"
-            )
-
-        r2 = f"{r['r2']:.4f}<small>{r['r2_low']:.3f} to {r['r2_high']:.3f}</small>"
-        rows.append(
-            [
-                r["set"],
-                f"{r['features']}",
-                r2,
-                "" if r["set"] == ALL else cell("change"),
-                cell("gain"),
-            ]
-        )
-    return table(head, rows, ["head" if name == ALL else "" for name in found["set"]])
+    return render("ablation.html.j2", rows=found.rows, all=ALL)

@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..vocabulary import about, title
+
 
 # %% ../../nbs/90_pages.html.ipynb #cell004
 def signed(
@@ -46,6 +48,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
     )
     env.filters |= dict(signed=signed, figure=figure)
+    env.globals |= dict(title=title, about=about)
     return env
 
 

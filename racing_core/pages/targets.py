@@ -6,114 +6,32 @@
 __all__ = ["targets_page", "slices_page"]
 
 # %% ../../nbs/91c_pages.targets.ipynb #cell002
-from collections.abc import Mapping
-from html import escape
+from markupsafe import Markup
 
-from ..lab.targets import LEAST, TARGETS
-from .report import table
+from ..lab.slices import LEAST, Slices
+from ..lab.targets import Verdict
+from .html import render
 
 
 # %% ../../nbs/91c_pages.targets.ipynb #cell005
-def _signed(x: float, form: str = ".4f") -> str:
-    return f"{x:+{form}}".replace("-", "−")
-
-
-def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
-
-
 def targets_page(
-    rows: list[dict],  # from `success`
-) -> str:  # HTML
+    verdicts: list[Verdict],  # from `success`
+) -> Markup:
     "What was asked for, what came out, and what that is worth."
-    known, lines = {t.name: t for t in TARGETS}, []
-    for r in rows:
-        form, sign = known[r["name"]].form, "below" if r["at_most"] else "above"
-        shown = [
-            "–" if r[k] is None else f"{r[k]:{form}}".replace("-", "−")
-            for k in ("model", "market", "uniform", "oracle")
-        ]
-        css = {"met": "good-text", "not met": "bad-text"}.get(r["state"], "note")
-        state = f'<span class="{css}">{r["state"]}</span>' + (
-            f"<small>{escape(r['why'])}</small>" if r["why"] else ""
-        )
-        lines.append(
-            [
-                f"{known[r['name']].title}<small>{escape(r['means'])}</small>",
-                state,
-                f"{sign} {r['wanted']:{form}}",
-                *shown,
-            ]
-        )
-    kept = 7 if any(r["oracle"] is not None for r in rows) else 6
-    head = ["", "verdict", "wanted", "market and models", "market", "uniform", "oracle"]
-    return table(head[:kept], [line[:kept] for line in lines], text=(0, 1))
+    oracle = any(v.oracle is not None for v in verdicts)
+    return render("targets.html.j2", verdicts=verdicts, oracle=oracle)
 
 
 def slices_page(
-    found: Mapping,  # of a backtest: total races, races and hidden from `slices`, odds from `by_odds`
-) -> str:  # HTML
-    "Both tables and what they leave out."
-    rows, classes, whole = [], [], [r for r in found["races"] if r["races"] == found["total"]]
-    for r in (r for r in found["races"] if r not in whole):
-        low, high = r["delta_r2_ci"]
-        rows.append(
-            [
-                f"{_words(r['part'])}<small>{r['by']}</small>",
-                f"{_signed(r['delta_r2'])}<small>{_signed(low)} to {_signed(high)}</small>",
-                f"{r['r2']:.4f}",
-                f"{r['market']:.4f}",
-                f"{r['races']:,}",
-            ]
-        )
-        classes.append("bad" if high < 0 else "head" if low > 0 else "")
-    left = (
-        "; ".join(
-            f"{by}: {h['parts']} with {h['races']:,} races"
-            for by, h in found["hidden"].items()
-            if h["parts"]
-        )
-        or "none"
-    )
-    alone = (
-        f" All races are of one {' and one '.join(r['by'] for r in whole)}:"
-        f" {', '.join(_words(r['part']) for r in whole)}."
-        if whole
-        else ""
-    )
-    said = (
-        f'<p class="note">Left out for having fewer than {LEAST} races: {left}. Of twenty intervals'
-        f" one misses zero by luck.{alone}</p>"
-    )
-    bands = [
-        [
-            r["part"],
-            f"{r['starters']:,}",
-            f"{r['won']:,.1f}".removesuffix(".0"),
-            *(
-                f"{r[f'{w}ratio']:.3f}<small>{r[f'{w}ratio_ci'][0]:.2f} to"
-                f" {r[f'{w}ratio_ci'][1]:.2f}, {r[k]:,.1f} expected</small>"
-                for k, w in (("expected", ""), ("market", "market_"))
-            ),
-        ]
-        for r in found["odds"]
-    ]
-    beside = table(
-        [
-            "odds",
-            "starters",
-            "won",
-            "won / expected by<br>market and models",
-            "won / expected by<br>the recalibrated market",
-        ],
-        bands,
-    )
-    if few := found.get("odds_hidden", {}).get("starters"):
-        beside += (
-            f'<p class="note">Left out: {few:,} starters at prices that fewer than {LEAST} had.</p>'
-        )
-    return (
-        (table(["slice", "ΔR²", "R²", "market", "races"], rows, classes) if rows else "")
-        + said
-        + beside
+    slices: Slices,
+) -> Markup:
+    "Both tables and what they leave out; a slice that holds all races is only named."
+    return render(
+        "slices.html.j2",
+        shown=[s for s in slices.races if s.races < slices.total],
+        whole=[s for s in slices.races if s.races == slices.total],
+        hidden={by: h for by, h in slices.hidden.items() if h.parts},
+        odds=slices.odds,
+        odds_hidden=slices.odds_hidden,
+        least=LEAST,
     )

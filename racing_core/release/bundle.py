@@ -78,6 +78,8 @@ def code_of(
     "The code that a pipeline's answers hang on."
     models = {**pipeline.fundamental, **pipeline.residual}.values()
     answer = {"pipeline": identity.of_methods(Pipeline, "predict", "contributions")}
+    combine = type(pipeline.combine)
+    answer[combine.kind] = identity.of_methods(combine, "utilities", "contributions", "load")
     for model in models:
         answer[model.kind] = identity.of_methods(type(model), "score", "contributions", "_load")
     return dict(features=identities(pipeline.columns), answer=answer)

@@ -10,38 +10,49 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
+import polars as pl
 
-from .bundle import Origin, write
 from ..config import Home
 from ..data.store import Store
 from ..errors import BadInput
-from ..features.matrix import History, matrix
-from ..semantic.opinions import Opinions, account, distil, matrix_of
-from ..folds import Races, split, warm
+from ..features.matrix import History
+from ..folds import Races
+from ..lab.walk import last_window
 from ..metrics import delta_r2, summary
-from ..models.base import Outcomes
-from ..odds import has_market
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, answered
+from ..pipeline import recipe as recipe_of
+from ..records import to_json
+from .bundle import Origin, write
+from ..semantic.opinions import Opinions, account, distil, matrix_of
 
 # %% ../../nbs/71_release.training.ipynb #cell005
 REMEMBERED = 60  # race days of which a bundle answers cards as of their date
 
 
-def _tuning_figures(pipeline: Pipeline, X, y: Outcomes, odds: np.ndarray, day: np.ndarray) -> dict:
-    priced = pipeline.predict(X, odds if pipeline.residual else None)
-    figures = {
-        name: {
-            k: v
-            for k, v in summary(p, y.win, y.position, X.race, day).items()
-            if k in ("races", "logloss", "r2", "r2_ci", "top1")
-        }
-        for name, p in priced.items()
+def _evidence(pipeline: Pipeline, own: Races) -> dict:
+    "Figures of the tuning window."
+    stages = pipeline.foreseen
+    boards = {
+        n: summary(p, own.y.win, own.y.position, own.race, own.dates) for n, p in stages.items()
     }
-    if "combined" in priced:
-        gain = delta_r2(priced["combined"], priced["market"], y.win, X.race, day)
-        figures |= dict(delta_r2=gain.value, delta_r2_ci=[gain.low, gain.high])
+    kept = ("r2", "logloss", "top1")
+    figures = {
+        name: dict(races=b.races) | {k: to_json(b[k]) for k in kept} for name, b in boards.items()
+    }
+    if "market" in stages:
+        best = stages[answered(stages)]
+        gain = delta_r2(best, stages["market"], own.y.win, own.race, own.dates)
+        figures["delta_r2"] = to_json(gain)
     return figures
+
+
+def _past(store: Store, until: date | None) -> pl.DataFrame:
+    "The wide frame of all that may be known."
+    starts = store.starts(until=until + timedelta(1) if until else None)
+    if starts.is_empty():
+        got, do = f"no race of {store.source} up to {until}", "see `racing ingest --help`"
+        raise BadInput("nothing to train on", got=got, expected="stored races", do=do)
+    return starts
 
 
 def train(
@@ -51,57 +62,40 @@ def train(
     now: datetime,  # when
     until: date | None = None,  # last day that may be known; the last stored day by default
     progress: Callable[[str], None] = lambda step: None,
-    make: Callable[[], Pipeline] = Pipeline,  # an untrained pipeline
+    recipe: str = "best",  # a name in the recipes' file
+    recipes: Path | None = None,  # such a file; the package's own by default
+    make: Callable[[], Pipeline] | None = None,  # or an untrained pipeline of one's own
     scorer: str = "fallback",  # whose semantic scores: fallback or model
     opinions: Opinions | None = None,  # a model's
     made: dict | None = None,  # run, notebook and commit, for the manifest
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle."
-    store = Store(home, source)
-    starts = store.starts(until=until + timedelta(1) if until else None)
-    if starts.is_empty():
-        raise BadInput(
-            "nothing to train on",
-            got=f"no race of {source} up to {until}",
-            expected="stored races",
-            do="see `racing ingest --help`",
-        )
-    last = starts["date"].max()
+    pipeline = make() if make else recipe_of(recipe, recipes)
+    settings, store = pipeline.settings(), Store(home, source)
+    starts = _past(store, until)
     progress("features")
     history = History.learn(starts)
     frame = matrix_of(starts, history, scorer, opinions)
-    X, y = matrix(frame), Outcomes.of(starts)
-    odds, dates = starts["odds"].fill_null(np.nan).to_numpy(), starts["date"].to_numpy()
-    window = split(np.append(dates, np.datetime64(last + timedelta(1))), last + timedelta(1))[0]
-    decided = np.bincount(X.race, y.win)[X.race] > 0
-    train_on, tune_on = (
-        window.train[:-1] & decided & warm(dates, window.tune_from),
-        window.tune[:-1] & decided,
-    )
-    pipeline = make().fit(Races(X, y, odds, dates), train_on, tune_on, progress)
-    seen = tune_on & has_market(odds, X.race)[X.race] if pipeline.residual else tune_on
-    metrics = {
-        "tuning_window": _tuning_figures(
-            pipeline, X.rows(seen), y.rows(seen), odds[seen], dates[seen]
-        )
-    }
+    races = Races.of(starts, frame)
+    step = last_window(races)
+    pipeline.fit(races, step.train, step.tune, progress)
+    tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
     progress("student")
-    year = starts["date"] > last - timedelta(365)
-    student, likeness = distil(
-        starts.filter(year), frame.filter(year), opinions if scorer == "model" else None
-    )
-    metrics["student_likeness"] = likeness
+    year = starts["date"] > starts["date"].max() - timedelta(365)
+    heard = opinions if scorer == "model" else None
+    student, likeness = distil(starts.filter(year), frame.filter(year), heard)
     progress("bundle")
     origin = Origin(
-        name=f"{source} pipeline",
+        name=f"{source} pipeline" if make or recipe == "best" else f"{source} {recipe}",
         source=source,
         trained_from=starts["date"].min(),
-        trained_until=last,
+        trained_until=starts["date"].max(),
         now=now,
         remembers_from=starts["date"].unique().sort()[-REMEMBERED:][0],
         data_fingerprint=store.fingerprint,
-        metrics=metrics,
-        scores=account(frame, opinions),
+        recipe=dict(name="" if make else recipe, settings=settings, answers=pipeline.answers),
         made=made or {},
+        metrics=dict(tuning_window=_evidence(pipeline, tuned), student_likeness=likeness),
+        scores=account(frame, opinions),
     )
     return write(Path(out), pipeline, history, origin, student)

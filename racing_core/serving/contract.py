@@ -276,8 +276,8 @@ class Prediction(BaseModel):
     race_id: str
     model: str = Field(description="name of the bundle")
     version: str = Field(description="version of the bundle")
-    stage: Literal["fundamental", "combined"] = Field(
-        description="made from form alone, or from form and prices"
+    stage: Literal["fundamental", "blend", "combined"] = Field(
+        description="made from form alone, from form and prices mixed, or from prices corrected"
     )
     ranked: list[Ranked]
     warnings: list[str] = Field(description="what the reader of these probabilities should know")

@@ -49,13 +49,14 @@ def movers(
             do="`residual` needs a pipeline that was trained with odds",
         )
     columns = list(pipeline.columns)
-    parts = pl.DataFrame(pipeline.contributions(matrix(frame, columns), stage), schema=columns)
+    names, moved = pipeline.contributions(matrix(frame, columns), stage)
+    parts = pl.DataFrame(moved, schema=list(names))
     added = pl.concat([frame.select(_RUNNER), parts], how="horizontal").unpivot(
-        columns, index=_RUNNER, value_name="contribution"
+        names, index=_RUNNER, value_name="contribution"
     )
-    values = frame.select(*_RUNNER, pl.col(columns).fill_nan(None)).unpivot(
-        columns, index=_RUNNER, variable_name="feature"
-    )
+    scores = [pl.lit(None, pl.Float64).alias(n) for n in names if n not in columns]
+    values = frame.with_columns(scores).select(*_RUNNER, pl.col(names).fill_nan(None))
+    values = values.unpivot(names, index=_RUNNER, variable_name="feature")
     return values.with_columns(
         field_mean=pl.col("value").mean().over("race_id", "feature"),
         contribution=added["contribution"],

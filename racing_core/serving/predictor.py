@@ -15,6 +15,7 @@ from ..release.bundle import Bundle
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
+from ..pipeline import answered
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
@@ -85,7 +86,7 @@ class Predictor:
         "Ranked win probabilities that sum to one."
         frame, odds, features = self._look(card)
         p = self.bundle.pipeline.predict(matrix(features), odds)
-        stage = "combined" if "combined" in p else "fundamental"
+        stage = answered(p)
         known = guard.known(frame, self.bundle.history, "horse", "horse_id")
         rank, m = ranks(p[stage]), self.bundle.manifest
         market, by = p.get("market", [None] * len(frame)), origins(features)
@@ -146,14 +147,13 @@ class Predictor:
     ]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
         "The features that moved each starter most, largest first, from form alone."
         X = matrix(self._look(card)[2])
-        effects, values = (
-            self.bundle.pipeline.contributions(X),
-            X.pick(self.bundle.pipeline.columns).values,
-        )
+        names, effects = self.bundle.pipeline.contributions(X)
+        value = {c: X.values[:, j] for j, c in enumerate(X.columns)}
+        values = np.stack([value.get(name, np.full(len(X), np.nan)) for name in names], axis=1)
 
         def reasons(i: int) -> list[dict]:
             largest = np.argsort(-np.abs(effects[i]), kind="stable")[:top]
-            read = ((self.bundle.pipeline.columns[j], values[i, j], effects[i, j]) for j in largest)
+            read = ((names[j], values[i, j], effects[i, j]) for j in largest)
             return [
                 dict(feature=name, value=None if np.isnan(v) else float(v), effect=float(e))
                 for name, v, e in read
