@@ -85,7 +85,7 @@ def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told
     tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
     progress("student")
     year = starts["date"] > starts["date"].max() - timedelta(365)
-    teacher = opinions if heard["mind"] == "model" else None
+    teacher = opinions if heard["scorer"] == "model" else None
     student, likeness = distil(starts.filter(year), frame.filter(year), teacher)
     evidence = dict(tuning_window=_evidence(pipeline, tuned), student_likeness=likeness)
     days = starts["date"].unique().sort()
@@ -110,9 +110,9 @@ def train(
     pipeline = make() if make else recipe_of(recipe, recipes)
     settings, store = pipeline.settings(), Store(home, source)
     starts, named = _past(store, until), "" if make else recipe
-    asked = dict(recipe=named, until=until, scores=mind, notebook=notebook)
+    asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook)
     with tracked(home, "train", source, asked, data=store.fingerprint) as run:
-        told = _train(starts, pipeline, dict(mind=mind, opinions=opinions), progress)
+        told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
         progress("bundle")
         origin = Origin(
             name=f"{source} {'pipeline' if named in ('', 'best') else named}",
