@@ -255,7 +255,7 @@ def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(
     assert (
         seen["scores"]["scorer"] == "model"
         and seen["scores"]["may_remember"] == 1
-        and len(seen["families"]) == 9
+        and len(seen["families"]["rows"]) == 9
     )
     page = Path(seen["report"]).read_text(encoding="utf-8")
     assert "CONTAMINATED" in page and "What each family adds" in page
