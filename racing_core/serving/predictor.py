@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..features.matrix import compute, matrix
 from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
-from ..semantic.opinions import Opinions, origins, speak
+from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from racing_core.serving.contract import (
     EXAMPLE,
@@ -98,7 +98,7 @@ class Predictor:
     def of(cls, bundle: Bundle, home: Home) -> Predictor:
         """With the home's cache of semantic scores, where the bundle listens to a language model;
         no other opens it."""
-        listens = bundle.manifest.get("scores", {}).get("mind") == "model"
+        listens = scorer_of(bundle.manifest.get("scores", {})) == "model"
         return cls(bundle, Opinions.of(home) if listens else None)
 
     @property
@@ -123,7 +123,7 @@ class Predictor:
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
         return (
             s is not None
-            and scores.get("mind") == "model"
+            and scorer_of(scores) == "model"
             and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
         )
 
@@ -136,10 +136,10 @@ class Predictor:
         guard.check_source(card, self.source)
         runners, odds = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
-        columns = None if self.speaks else pipeline.columns  # a mind replaces columns that few read
+        columns = None if self.speaks else pipeline.columns  # scores replace some of them
         features = compute(runners, self.bundle.history, columns)
         if self.speaks:
-            features = speak(runners, features, self.opinions, self.bundle.student)
+            features = with_scores(runners, features, self.opinions, self.bundle.student)
         p = pipeline.predict(matrix(features, pipeline.columns), odds)
         return Answer(card, runners, features, odds, p, answered(p)).at(stage)
 
