@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Home:
     for day in starts.partition_by("date"):
         for s in _who(day):
             score = Score(zlib.crc32(s.id.encode()) % 97 / 97, 0.0, 0.5, "", "model")
-            opinions.cache.put(s.place(opinions.settings), asdict(score))
+            opinions.cache.put(s.day_key(opinions.settings), asdict(score))
     how = dict(until=until, make=_small, scorer="model", opinions=opinions)
     train(home, "simulated", home.root / "listening", NOW, **how)
     promote(home, home.root / "listening", "challenger", NOW)
