@@ -26,26 +26,8 @@ from ..errors import BadInput
 from ..features.matrix import identities
 
 # %% auto #0
-__all__ = [
-    "PACKAGES",
-    "HEADLINE",
-    "TRAINING",
-    "look",
-    "Run",
-    "commit_of",
-    "open_run",
-    "begin",
-    "note",
-    "end",
-    "tracked",
-    "record",
-    "headline",
-    "mirror",
-    "runs",
-    "find",
-    "serve",
-]
-
+__all__ = ['PACKAGES', 'HEADLINE', 'TRAINING', 'look', 'Run', 'commit_of', 'open_run', 'begin', 'note', 'end', 'tracked',
+           'record', 'headline', 'mirror', 'runs', 'find', 'serve']
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell005
 def look(
@@ -64,7 +46,6 @@ def look(
         write_whole(file, json.dumps(looks, indent=1))
     same = (e for e in looks if e["source"] == source)
     return sum(e["from"] <= last and e["to"] >= first for e in same)
-
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell009
 PACKAGES = ("racing-core", "numpy", "polars", "scipy", "scikit-learn", "lightgbm")
@@ -128,7 +109,6 @@ def commit_of(
             return None, False
         told.append(done.stdout.strip())
     return told[0], bool(told[1])
-
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell011
 def _write(run: Run) -> Run:
@@ -211,7 +191,6 @@ def end(
         )
     return run
 
-
 # %% ../../nbs/60_lab.tracking.ipynb #cell012
 @contextmanager
 def tracked(
@@ -247,7 +226,6 @@ def record(
     note(run.folder, **facts)
     return end(home, run).id
 
-
 # %% ../../nbs/60_lab.tracking.ipynb #cell014
 HEADLINE = {"combined": ("r2", "logloss", "top1", "ndcg", "brier", "ece"), "fundamental": ("r2",)}
 HEADLINE |= {"market": ("r2", "logloss")}
@@ -269,7 +247,6 @@ def headline(
                 value if isinstance(value, dict) else dict(value=value, low=None, high=None)
             )
     return told
-
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell016
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
@@ -350,7 +327,6 @@ def _files(home: Home, client: Any, run: Run, mlflow_id: str) -> None:
         place.symlink_to(os.path.relpath(run.folder.resolve(), place.parent.resolve()))
     else:
         shutil.copytree(run.folder, place)
-
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
 def runs(

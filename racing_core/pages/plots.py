@@ -22,24 +22,8 @@ from .html import render, signed
 from ..vocabulary import title
 
 # %% auto #0
-__all__ = [
-    "MARKET",
-    "TRUTH",
-    "INK",
-    "SOFT",
-    "LINE",
-    "COLOURS",
-    "WIDE",
-    "NARROW",
-    "canvas",
-    "svg",
-    "picture",
-    "ladder",
-    "gains",
-    "calibration",
-    "importance",
-    "growth",
-]
+__all__ = ['MARKET', 'TRUTH', 'INK', 'SOFT', 'LINE', 'COLOURS', 'WIDE', 'NARROW', 'canvas', 'svg', 'picture', 'ladder', 'gains',
+           'calibration', 'importance', 'growth']
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell005
 MARKET, TRUTH, INK, SOFT, LINE = "#1f2937", "#b7791f", "#1f2937", "#6b7280", "#e5e7eb"
@@ -116,7 +100,6 @@ def picture(
     wide, narrow = (svg(draw(width), alt) for width in (WIDE, NARROW))
     return render("picture.html.j2", wide=wide, narrow=narrow)
 
-
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
 def _bars(
     ax: Any, rows: list[tuple[str, Estimate, str, str]], narrow: bool
@@ -158,7 +141,6 @@ def ladder(
         ax.locator_params(axis="x", nbins=5 if narrow else 9)
     return figure
 
-
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
     by_year: list[YearGain],
@@ -192,7 +174,6 @@ def gains(
         )
         ax.set_xlabel(f"← {worse} · ΔR² · {better} →")
     return figure
-
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
 def _diagonal(ax: Any, r: pl.DataFrame, colour: str) -> None:
@@ -228,7 +209,6 @@ def calibration(
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 
-
 # %% ../../nbs/90a_pages.plots.ipynb #cell018
 def importance(
     frame: pl.DataFrame,  # feature, fundamental, and residual where there is one: mean |contribution|
@@ -256,7 +236,6 @@ def importance(
             ax.locator_params(axis="x", nbins=4)
             ax.spines["left"].set_visible(False)
     return figure
-
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell021
 def growth(

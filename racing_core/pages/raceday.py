@@ -28,25 +28,8 @@ from ..odds import fair_odds, has_market, implied
 from ..release.registry import aliases, locate
 
 # %% auto #0
-__all__ = [
-    "STYLE",
-    "NOTEBOOK",
-    "Book",
-    "open_book",
-    "Card",
-    "card",
-    "title",
-    "heading",
-    "table",
-    "reasons",
-    "first_steps",
-    "trouble",
-    "await_visitor",
-    "command",
-    "environment",
-    "serve",
-]
-
+__all__ = ['STYLE', 'NOTEBOOK', 'Book', 'open_book', 'Card', 'card', 'title', 'heading', 'table', 'reasons', 'first_steps',
+           'trouble', 'await_visitor', 'command', 'environment', 'serve']
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell005
 @dataclass(frozen=True)
@@ -102,7 +85,6 @@ def _conditions(race: dict) -> str:
         )
     )
 
-
 # %% ../../nbs/92_pages.raceday.ipynb #cell006
 def open_book(
     home: Home,
@@ -126,7 +108,6 @@ def open_book(
             do="see `racing ingest --help`",
         )
     return Book(found, shown, compute(shown, History.learn(starts)))
-
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell010
 @dataclass(frozen=True)
@@ -178,7 +159,6 @@ def card(
         runners["date"][0] <= book.trained_until,
     )
 
-
 # %% ../../nbs/92_pages.raceday.ipynb #cell013
 STYLE = """<style>
 .rd, .rd-app, .rd-app button, .rd-app select { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK TC", "PingFang TC",
@@ -215,7 +195,6 @@ STYLE = """<style>
 .rd .m1 { background: #e9c349 } .rd .m2 { background: #c9ced6 } .rd .m3 { background: #d79a63 }
 .rd svg { width: 100%; height: auto; margin-top: 4px } .rd svg text { font-family: inherit !important } .rd dl { margin: 8px 0 0; font-size: 12.5px } .rd dt { font-weight: 600 } .rd dd { margin: 0 0 5px; color: #6b7280 }
 </style>"""
-
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell014
 def title(
@@ -268,7 +247,6 @@ def heading(
         f'<div class="rd"><h2>{escape(r["course"])} {r["race_no"]}{escape(name)} <span class="tag'
         f' {kind}" title="{why}">{tag}</span></h2><p class="soft">{escape(facts)}. {why}</p></div>'
     )
-
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell015
 _OUT = {"did_not_finish": "DNF", "disqualified": "DSQ"}
@@ -351,7 +329,6 @@ def table(
         f' class="rd"><small>{note}</small></div>'
     )
 
-
 # %% ../../nbs/92_pages.raceday.ipynb #cell017
 def _ordinal(n: int) -> str:
     return f"{n}{'th' if 10 <= n % 100 <= 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}"
@@ -398,7 +375,6 @@ def reasons(
         f" are</small></summary><dl>{terms}</dl></details></div>"
     )
 
-
 # %% ../../nbs/92_pages.raceday.ipynb #cell021
 def first_steps(
     home: Home,
@@ -429,7 +405,6 @@ def trouble(
         '<div class="rd"><h1>Race day</h1><p>There is no champion yet, so there is nobody to ask.'
         f" In a terminal:</p><pre>{steps}</pre><p>Then reload this page.</p></div>"
     )
-
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell024
 NOTEBOOK = "reports/dash_raceday.ipynb"
@@ -475,7 +450,6 @@ def command(
         f"--{manager}.cull_connected=False",
     ]
     return [sys.executable, "-m", "voila", str(notebook), *options]
-
 
 # %% ../../nbs/92_pages.raceday.ipynb #cell025
 def environment(

@@ -15,19 +15,7 @@ from ..features.registry import features
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = [
-    "STAGES",
-    "UP",
-    "DOWN",
-    "REST",
-    "movers",
-    "strongest",
-    "quantity",
-    "meaning",
-    "phrase",
-    "sentences",
-    "chart",
-]
+__all__ = ['STAGES', 'UP', 'DOWN', 'REST', 'movers', 'strongest', 'quantity', 'meaning', 'phrase', 'sentences', 'chart']
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell005
 STAGES = ("fundamental", "residual")
@@ -63,7 +51,6 @@ def movers(
         factor=added["contribution"].exp(),
     )
 
-
 # %% ../../nbs/81a_serving.explain.ipynb #cell011
 def strongest(
     moved: pl.DataFrame,  # what `movers` returned
@@ -86,7 +73,6 @@ def strongest(
         how="diagonal",
     )
     return both.sort(*_RUNNER, "place").drop("place")
-
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell014
 _BARE = {"share", "position", "log ratio", "log lengths", ""}  # units that a reader does not miss
@@ -140,7 +126,6 @@ def sentences(
     return rows.select(*_RUNNER, "feature", "contribution", "factor").with_columns(
         sentence=pl.Series(words, dtype=pl.String)
     )
-
 
 # %% ../../nbs/81a_serving.explain.ipynb #cell017
 UP, DOWN, REST = "#2f7f79", "#bf5b45", "#a8adb5"

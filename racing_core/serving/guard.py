@@ -14,15 +14,7 @@ from ..features.matrix import History
 from .contract import Card
 
 # %% auto #0
-__all__ = [
-    "MAX_BODY",
-    "STALE_DAYS",
-    "check_source",
-    "time_warnings",
-    "card_warnings",
-    "known",
-    "stranger_warnings",
-]
+__all__ = ['MAX_BODY', 'STALE_DAYS', 'check_source', 'time_warnings', 'card_warnings', 'known', 'stranger_warnings']
 
 # %% ../../nbs/81_serving.guard.ipynb #cell005
 MAX_BODY = (
@@ -43,7 +35,6 @@ def check_source(
             where="source",
             do="leave it out or send the card to that source's model",
         )
-
 
 # %% ../../nbs/81_serving.guard.ipynb #cell008
 STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
@@ -69,7 +60,6 @@ def time_warnings(
         else []
     )
 
-
 # %% ../../nbs/81_serving.guard.ipynb #cell011
 _USUAL_M = {"flat": (800, 4400)}  # over obstacles:
 _OVER_OBSTACLES_M = (2400, 7500)
@@ -89,7 +79,6 @@ def card_warnings(card: Card) -> list[str]:
             f"odds are left aside: there are none for runner {', '.join(map(str, unpriced))}"
         )
     return said
-
 
 # %% ../../nbs/81_serving.guard.ipynb #cell014
 def known(

@@ -22,8 +22,7 @@ from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 from .places import with_places
 
 # %% auto #0
-__all__ = ["sample_card", "Predictor"]
-
+__all__ = ['sample_card', 'Predictor']
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
@@ -39,7 +38,6 @@ def sample_card(
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
     return Card.model_validate(race | dict(runners=runners))
-
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
 @dataclass(frozen=True)
