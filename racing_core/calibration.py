@@ -17,8 +17,21 @@ from .metrics import bootstrap_ratio, by_race, race_logloss
 from .odds import check_race, log_softmax, race_sum, softmax
 
 # %% auto #0
-__all__ = ['FLOOR', 'KINDS', 'SLOPE', 'Make', 'CANDIDATES', 'shares', 'Calibrator', 'from_dict', 'Isotonic', 'Platt',
-           'RaceSoftmax', 'Choice', 'choose']
+__all__ = [
+    "FLOOR",
+    "KINDS",
+    "SLOPE",
+    "Make",
+    "CANDIDATES",
+    "shares",
+    "Calibrator",
+    "from_dict",
+    "Isotonic",
+    "Platt",
+    "RaceSoftmax",
+    "Choice",
+    "choose",
+]
 
 # %% ../nbs/43_calibration.ipynb #cell005
 FLOOR = 1e-6  # no starter gets less, but for the scaling to one: a zero that wins costs a likelihood everything
@@ -104,6 +117,7 @@ def from_dict(
         raise BadInput("no such calibrator", got=kind, expected=", ".join(KINDS))
     return KINDS[kind](**state)
 
+
 # %% ../nbs/43_calibration.ipynb #cell008
 @dataclass
 class Isotonic(Calibrator):
@@ -160,6 +174,7 @@ def _logit(p: np.ndarray) -> np.ndarray:
     "Log-odds; the one starter of a walkover is given a rival for the sake of arithmetic."
     p = np.minimum(p, 1 - FLOOR)
     return np.log(p) - np.log1p(-p)
+
 
 # %% ../nbs/43_calibration.ipynb #cell010
 @dataclass
@@ -234,6 +249,7 @@ class RaceSoftmax(Calibrator):
             ),
             race,
         )
+
 
 # %% ../nbs/43_calibration.ipynb #cell015
 Make = Callable[[], Calibrator]

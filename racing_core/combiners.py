@@ -20,7 +20,7 @@ from .models.base import Model
 from .odds import centred
 
 # %% auto #0
-__all__ = ['COMBINERS', 'Combiner', 'scores_of', 'Weighted', 'weighted_parts', 'Average']
+__all__ = ["COMBINERS", "Combiner", "scores_of", "Weighted", "weighted_parts", "Average"]
 
 # %% ../nbs/45a_combiners.ipynb #cell005
 COMBINERS: dict[str, type[Combiner]] = Registry()
@@ -78,6 +78,7 @@ def scores_of(
     U = [m.score(X) for m in models.values()]
     return np.stack([centred(u, X.race) for u in U] if relative else U, axis=1)
 
+
 # %% ../nbs/45a_combiners.ipynb #cell007
 @dataclass
 class Weighted(Combiner):
@@ -126,6 +127,7 @@ def weighted_parts(
     whole = {name: w * m.score(X) for w, (name, m) in weighed if not m.explains}
     parts = [sum(columns) if columns else np.zeros(X.values.shape)]
     return (*X.columns, *whole), np.column_stack([*parts, *whole.values()])
+
 
 # %% ../nbs/45a_combiners.ipynb #cell009
 @dataclass

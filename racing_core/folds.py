@@ -19,7 +19,8 @@ from .models.base import Outcomes
 from .odds import has_market
 
 # %% auto #0
-__all__ = ['Races', 'Window', 'split', 'walk_forward', 'warm']
+__all__ = ["Races", "Window", "split", "walk_forward", "warm"]
+
 
 # %% ../nbs/41_folds.ipynb #acae54e37e7d407bbb7b55eff062a284
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Races:
         "The races in which the (n,) boolean mask holds; races are numbered anew."
         return Races(self.X.rows(mask), self.y.rows(mask), self.odds[mask], self.dates[mask])
 
+
 # %% ../nbs/41_folds.ipynb #cell005
 @dataclass(frozen=True)
 class Window:
@@ -98,6 +100,7 @@ class Window:
             f"train to {before[0]}, tune {self.tune_from} to {before[1]}, test {self.test_from} to"
             f" {self.test_to}: {rows}"
         )
+
 
 # %% ../nbs/41_folds.ipynb #cell006
 def _days(dates) -> np.ndarray:
@@ -186,6 +189,7 @@ def split(
             )
     return steps
 
+
 # %% ../nbs/41_folds.ipynb #cell012
 def walk_forward(
     dates: Sequence[date] | np.ndarray,  # (n,) race date of each row
@@ -203,6 +207,7 @@ def walk_forward(
     starts = [block[0] for block in np.array_split(unique, n + 1)]
     fold = np.searchsorted(starts, days, side="right") - 1
     return [(fold < i, fold == i) for i in range(1, n + 1)]
+
 
 # %% ../nbs/41_folds.ipynb #cell005
 def warm(

@@ -22,7 +22,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 # %% auto #0
-__all__ = ['Registry', 'of', 'of_methods', 'libraries']
+__all__ = ["Registry", "of", "of_methods", "libraries"]
 
 # %% ../nbs/01a_identity.ipynb #cell005
 _FOREIGN = tuple(sysconfig.get_paths()[k] for k in ("purelib", "platlib", "stdlib", "platstdlib"))
@@ -77,6 +77,7 @@ def _constants(code: CodeType) -> list[str]:
         consts[0] = None
     return [repr(c) for c in consts if not isinstance(c, CodeType)]
 
+
 # %% ../nbs/01a_identity.ipynb #cell007
 _IMPORT = dis.opmap["IMPORT_NAME"]
 
@@ -116,6 +117,7 @@ def _names(fn: FunctionType) -> dict[str, Any]:
 
 class _Library(str):
     "The name of a module that was not loaded to find out."
+
 
 # %% ../nbs/01a_identity.ipynb #cell009
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
@@ -172,6 +174,7 @@ def _label(walk: _Walk, thing: Any, owner: type | None) -> str:
         return f"{walk.library(thing.__module__)}:{thing.__qualname__}"
     return _class(walk, thing) if isinstance(thing, type) else _function(walk, thing, owner)
 
+
 # %% ../nbs/01a_identity.ipynb #cell011
 _SKIP = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__"}
 
@@ -207,6 +210,7 @@ def _class(walk: _Walk, cls: type) -> str:
     parts += [f"{name} {walk.label(f.default_factory)}" for name, f in defaults.items()]
     return walk.write(cls.__qualname__, parts)
 
+
 # %% ../nbs/01a_identity.ipynb #cell012
 def _value(walk: _Walk, x: Any) -> str:
     "What an object holds; of what holds nothing to compare, its kind."
@@ -228,6 +232,7 @@ def _value(walk: _Walk, x: Any) -> str:
     if is_dataclass(x):
         return f"{kind} {[walk.label(getattr(x, f.name, None)) for f in fields(x)]}"
     return kind if " at 0x" in repr(x) else f"{kind} {x!r}"
+
 
 # %% ../nbs/01a_identity.ipynb #cell014
 def of(

@@ -23,7 +23,18 @@ from .config import Home, locked, write_whole
 from .errors import BadInput, Tampered
 
 # %% auto #0
-__all__ = ['DAY_S', 'remembered', 'remembered_arrays', 'Cache', 'DiskCache', 'Answers', 'RedisCache', 'open_cache', 'once']
+__all__ = [
+    "DAY_S",
+    "remembered",
+    "remembered_arrays",
+    "Cache",
+    "DiskCache",
+    "Answers",
+    "RedisCache",
+    "open_cache",
+    "once",
+]
+
 
 # %% ../nbs/01b_memo.ipynb #cell005
 def remembered(
@@ -67,6 +78,7 @@ def _read(file: Path, read: Callable[[], Any]) -> Any:
         warnings.warn(f"{file.name} is damaged ({type(e).__name__}) and made anew", stacklevel=4)
         return None
 
+
 # %% ../nbs/01b_memo.ipynb #cell008
 DAY_S = 24 * 3600.0
 
@@ -92,6 +104,7 @@ class Cache(Protocol):
 
     def spent(self, key: str) -> float:
         "The total so far."
+
 
 # %% ../nbs/01b_memo.ipynb #cell010
 @cache
@@ -150,6 +163,7 @@ class DiskCache:
     def spent(self, key: str) -> float:
         return self._store.get(f"spent:{key}") or 0.0
 
+
 # %% ../nbs/01b_memo.ipynb #cell014
 class Answers:
     "Texts of earlier questions; a cache that cannot be read or written is none, never an error."
@@ -181,6 +195,7 @@ class Answers:
         "Close the files."
         if self._store is not None:
             self._store.close()
+
 
 # %% ../nbs/01b_memo.ipynb #cell017
 _LOG = logging.getLogger("racing_core.memo")
@@ -243,6 +258,7 @@ class RedisCache:
     def spent(self, key: str) -> float:
         return float(self._store.get(f"racing:spent:{key}") or 0.0)
 
+
 # %% ../nbs/01b_memo.ipynb #cell020
 def open_cache(
     home: Home,  # its `cache` folder is used where there is no Redis
@@ -251,6 +267,7 @@ def open_cache(
     "Redis where RACING_REDIS_URL says so, a folder otherwise."
     url = (os.environ if env is None else env).get("RACING_REDIS_URL")
     return RedisCache(url) if url else DiskCache(home.root / "cache")
+
 
 # %% ../nbs/01b_memo.ipynb #cell023
 _NOTHING = {"nothing": True}

@@ -24,7 +24,17 @@ from .models.base import Model, Outcomes, code_of, params, save_model
 from .odds import centred
 
 # %% auto #0
-__all__ = ['Folds', 'FUTURE', 'grouped', 'folds_of', 'Fit', 'fold_digest', 'fit_once', 'Scores', 'out_of_fold']
+__all__ = [
+    "Folds",
+    "FUTURE",
+    "grouped",
+    "folds_of",
+    "Fit",
+    "fold_digest",
+    "fit_once",
+    "Scores",
+    "out_of_fold",
+]
 
 # %% ../nbs/42_oof.ipynb #cell005
 Folds = list[tuple[np.ndarray, np.ndarray]]  # (n,) bool: rows to train on, rows to score
@@ -52,6 +62,7 @@ def folds_of(
     if kind not in ("walk_forward", "grouped"):
         raise BadInput("no such folds", got=kind, expected="walk_forward or grouped")
     return walk_forward(dates, n) if kind == "walk_forward" else grouped(race, n)
+
 
 # %% ../nbs/42_oof.ipynb #cell008
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ def _size(model: Model) -> int:
     with TemporaryDirectory() as folder:
         save_model(model, Path(folder))
         return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+
 
 # %% ../nbs/42_oof.ipynb #cell011
 @dataclass(frozen=True)

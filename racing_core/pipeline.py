@@ -25,8 +25,19 @@ from .recipes import read_recipe
 from .records import to_json
 
 # %% auto #0
-__all__ = ['PLACES', 'RESIDUAL_SHARE', 'RESIDUAL_STRENGTH', 'PRICE', 'ANSWERS', 'Progress', 'answered', 'Pipeline', 'recipe',
-           'save_pipeline', 'load_pipeline']
+__all__ = [
+    "PLACES",
+    "RESIDUAL_SHARE",
+    "RESIDUAL_STRENGTH",
+    "PRICE",
+    "ANSWERS",
+    "Progress",
+    "answered",
+    "Pipeline",
+    "recipe",
+    "save_pipeline",
+    "load_pipeline",
+]
 
 # %% ../nbs/48_pipeline.ipynb #cell005
 PLACES = (1.0, 0.6, 0.4)  # weights of the first three places, where a likelihood counts them
@@ -52,6 +63,7 @@ def answered(
 ) -> str:
     "The name of the best informed stage there is."
     return next(name for name in ANSWERS if name in stages)
+
 
 # %% ../nbs/48_pipeline.ipynb #cell007
 @dataclass
@@ -237,6 +249,7 @@ def recipe(
     "An untrained pipeline by the recipe's name; `BadInput` tells the names there are."
     of = read_recipe(name, file)
     return Pipeline(of.fundamental, of.residual, refit=of.refit, combine=of.combine)
+
 
 # %% ../nbs/48_pipeline.ipynb #cell009
 def save_pipeline(

@@ -21,7 +21,8 @@ from .models.trees import _lightgbm, relevance
 from .odds import centred, softmax
 
 # %% auto #0
-__all__ = ['MetaFeatures', 'Logistic', 'TwoStage']
+__all__ = ["MetaFeatures", "Logistic", "TwoStage"]
+
 
 # %% ../nbs/46_stacking.ipynb #cell005
 @dataclass
@@ -50,6 +51,7 @@ class MetaFeatures:
     def transform(self, scores: np.ndarray, X: Matrix) -> np.ndarray:  # (n, models + top)
         "Scaled columns, clipped at ten quartile ranges."
         return np.clip((self._raw(scores, X) - self.centre) / self.spread, -10, 10)
+
 
 # %% ../nbs/46_stacking.ipynb #cell007
 @dataclass(frozen=True)
@@ -252,6 +254,7 @@ class TwoStage(Combiner):
         self.isotonic = from_dict(state["isotonic"])
         self.scale, self.ceiling = state["scale"], state["ceiling"]
         return self
+
 
 # %% ../nbs/46_stacking.ipynb #cell009
 _LISTS = ("centre", "spread", "coef")

@@ -1,6 +1,9 @@
-"""The service: POST a card, get ranked probabilities; one bundle for the life of the process, one worker answers whole races.
+"""The service: POST a card, get ranked probabilities.
 
-The annotations of `decode_request` and `encode_response` are read by LitServe, so this module must not postpone their evaluation.
+One bundle for the life of the process, one worker answers whole races.
+
+The annotations of `decode_request` and `encode_response` are read by LitServe, so this
+module must not postpone their evaluation.
 """
 
 import json
@@ -19,15 +22,18 @@ from racing_core.config import Home
 from racing_core.config import home as home_of
 from racing_core.errors import RacingError
 from racing_core.release.bundle import manifest_of, read
-from racing_core.serving.contract import EXAMPLE, Card, Health, Prediction
+from racing_core.serving.contract import (
+    NO_MODEL,
+    Card,
+    Health,
+    Prediction,
+    complaint,
+    complaints,
+)
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
 
 PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
-NO_MODEL = (
-    "there is no champion to answer: train one with `racing train`, promote it with `racing promote"
-    " BUNDLE --to champion`, and start the service again"
-)
 
 
 class Stop:
@@ -71,15 +77,10 @@ class PredictAPI(litserve.LitAPI):
         self.bundle_folder, self.home = bundle_folder, home
 
     def setup(self, device: str) -> None:
-        self.predictor = (
-            None
-            if self.bundle_folder is None
-            else Predictor.of(read(self.bundle_folder), self.home)
-        )
+        folder = self.bundle_folder
+        self.predictor = None if folder is None else Predictor.of(read(folder), self.home)
         if self.predictor:
-            self.predictor.predict(
-                Card.model_validate(EXAMPLE)
-            )  # so that the first client does not wait for lazy imports
+            self.predictor.warm()
 
     def decode_request(self, request: Card) -> Card:
         return request
@@ -92,47 +93,26 @@ class PredictAPI(litserve.LitAPI):
             self.predictor.ask_later(card, datetime.now(UTC))
             return answer
         except RacingError as e:
-            raise HTTPException(
-                422, [_complaint(["body", e.where or "card"], e.message, "refused")]
-            ) from e
+            said = complaint(["body", e.where or "card"], e.message, "refused")
+            raise HTTPException(422, [said]) from e
 
     def encode_response(self, output: Prediction) -> Prediction:
         return output
 
 
-def _complaint(loc: list | tuple, msg: str, kind: str) -> dict:
-    return dict(loc=list(loc), field=".".join(map(str, loc[1:])), msg=msg, type=kind)
-
-
 async def _bad_card(request: Request, e: RequestValidationError) -> Response:
-    """422 with the field named. What was sent is not sent back: it may be huge, or no valid JSON
-    (nan, lone surrogates)."""
-    detail = [
-        _complaint(d["loc"], d["msg"].removeprefix("Value error, "), d["type"]) for d in e.errors()
-    ]
-    if "json" not in request.headers.get("content-type", ""):
-        detail.append(
-            _complaint(
-                ["header", "Content-Type"],
-                "send the card with Content-Type: application/json",
-                "content_type",
-            )
-        )
+    "422 with the fields named."
+    detail = complaints(e.errors(), request.headers.get("content-type", ""))
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 
 def _describe(app: FastAPI) -> None:
     "What the OpenAPI page says about the service."
-    app.title, app.version, app.description = (
-        "racing-core",
-        "2",
-        "Win probabilities for a race card.",
-    )
+    app.title, app.version = "racing-core", "2"
+    app.description = "Win probabilities for a race card."
     route = next(r for r in app.routes if getattr(r, "path", "") == PREDICT)
-    route.summary, route.description = (
-        "Rank the runners of a card",
-        "Send one race; get its starters ranked, with probabilities that sum to 1.",
-    )
+    route.summary = "Rank the runners of a card"
+    route.description = "Send one race; get its starters ranked, with probabilities that sum to 1."
     route.responses = {
         413: {"description": f"Body over {MAX_BODY} bytes"},
         503: {"description": "No model is promoted"},
@@ -142,9 +122,7 @@ def _describe(app: FastAPI) -> None:
 def build(
     bundle_folder: Path | None,  # a promoted bundle; None: there is none yet
     workers: int = 1,  # processes that answer
-    home: (
-        Home | None
-    ) = None,  # holds the cache of semantic scores; as the environment says by default
+    home: Home | None = None,  # holds the cache of semantic scores; the environment's by default
 ) -> litserve.LitServer:
     "The server, not yet running. A tampered bundle is refused here, with the name of the file."
     manifest, started = manifest_of(bundle_folder) if bundle_folder else {}, time.monotonic()
@@ -160,13 +138,7 @@ def build(
     @server.app.get(HEALTH, summary="Is there a model, and which?")
     def health(response: Response) -> Health:
         response.status_code = 200 if manifest else 503
-        status = "ok" if manifest else "no model"
-        return Health(
-            status=status,
-            model=manifest.get("name"),
-            version=manifest.get("version"),
-            uptime_s=round(time.monotonic() - started, 3),
-        )
+        return Health.of(manifest, time.monotonic() - started)
 
     _describe(server.app)
     return server
@@ -177,9 +149,7 @@ def run(
     port: int,
     bundle_folder: str | Path | None,  # a promoted bundle; None: answer 503 until there is one
     workers: int = 1,  # processes that answer
-    home: (
-        Home | None
-    ) = None,  # holds the cache of semantic scores; as the environment says by default
+    home: Home | None = None,  # holds the cache of semantic scores; the environment's by default
 ) -> None:
     "Serve until SIGINT or SIGTERM; leave no process behind."
     server = build(Path(bundle_folder) if bundle_folder else None, workers, home)

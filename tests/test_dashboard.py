@@ -1,5 +1,6 @@
 """The race-day page from outside: explanations that add up, HTML that is safe, and a real browser on a real Voilà."""
 
+import json
 import re
 import shutil
 import socket
@@ -17,17 +18,16 @@ import pytest
 
 from racing_core.config import Home, home
 from racing_core.data.ingest import ingest_world
-from racing_core.features.matrix import matrix
 from racing_core.models.linear import ConditionalLogit
-from racing_core.odds import softmax
+from racing_core.odds import centred
 from racing_core.pages import raceday as dashboard
-from racing_core.pipeline import Pipeline
+from racing_core.pipeline import PRICE, Pipeline
 from racing_core.release.registry import promote
 from racing_core.release.training import train
-from racing_core.serving.explain import chart, movers, sentences, strongest
+from racing_core.serving.explain import Explanation, sentences
+from racing_core.serving.predictor import Answer, sample_card
 from racing_core.simulate import simulate
 
-KEY = ["race_id", "runner_no"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "dash_raceday.ipynb"
 
@@ -59,48 +59,70 @@ def book(place) -> dashboard.Book:
 # --- explanations
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"), [("fundamental", "fundamental"), ("residual", "combined")]
-)
-def test_what_moved_the_runners_adds_up_to_the_prediction(book, stage, name):
-    pipeline, X = book.bundle.pipeline, matrix(book.frame)
-    p = pipeline.predict(X, book.starts["odds"].to_numpy())
-    moved = movers(pipeline, book.frame, stage)
-    for kept in (moved, strongest(moved, 4)):
-        sums = kept.group_by(KEY).agg(pl.col("contribution").sum())
-        total = book.frame.select(KEY).join(sums, on=KEY, maintain_order="left")
-        start = np.log(p["market"]) if stage == "residual" else 0.0
-        assert np.allclose(
-            softmax(start + total["contribution"].to_numpy(), X.race), p[name], atol=1e-9
-        )
+@pytest.fixture(scope="module")
+def answers(book) -> list[Answer]:
+    "Every race shown, by each stage."
+    cards = [
+        sample_card(book.starts, race_id)
+        for race_id in book.starts["race_id"].unique(maintain_order=True)
+    ]
+    return [
+        book.predictor.look(c, stage)
+        for c in cards
+        for stage in ("combined", "blend", "fundamental")
+    ]
 
 
-def test_a_value_stands_beside_the_mean_of_its_own_race(book):
-    moved = movers(book.bundle.pipeline, book.frame)
-    race = book.frame["race_id"][-1]
-    here = moved.filter(race_id=race, feature="weight_carried")
-    assert np.allclose(here["field_mean"], book.starts.filter(race_id=race)["weight_kg"].mean())
-    assert np.allclose(here["value"], book.starts.filter(race_id=race)["weight_kg"])
+def _sums(explanation: Explanation, numbers, n: int | None = None) -> np.ndarray:
+    return np.array([sum(m.contribution for m in explanation.of(no, n)) for no in numbers])
 
 
-def test_sentences_name_the_strongest_first(book):
-    said = sentences(movers(book.bundle.pipeline, book.frame), 3)
-    size = (
-        said.group_by("race_id", "runner_no", maintain_order=True)
-        .agg(pl.col("contribution").abs())["contribution"]
-        .to_list()
-    )
-    assert all(x == sorted(x, reverse=True) and len(x) == 3 for x in size)
-    assert all(
-        row["sentence"].startswith(row["feature"])
-        and f"{row['contribution']:+.2f}" in row["sentence"]
-        for row in said.head(30).iter_rows(named=True)
-    )
+def test_what_moved_the_runners_adds_up_to_the_stage_that_was_answered(book, answers):
+    for answer in answers:
+        explanation = book.predictor.explanation(answer)
+        utility = np.log(answer.p)
+        assert explanation.stage == answer.stage and explanation.error < 1e-9
+        for n in (None, 4):
+            sums = _sums(explanation, answer.runners["runner_no"], n)
+            assert np.allclose(explanation.base + sums, utility, atol=1e-9)
+            race = np.zeros(len(utility), dtype=int)
+            assert np.allclose(sums, centred(utility, race), atol=1e-9)
 
 
-def test_the_picture_is_the_same_twice(book):
-    rows = strongest(movers(book.bundle.pipeline, book.frame)).head(9)
-    assert chart(rows) == chart(rows)
+def test_the_miss_of_an_explanation_that_does_not_add_up_is_told(book, answers):
+    answer = answers[0]
+    spoilt = answer.probabilities | {"combined": answer.p**2 / (answer.p**2).sum()}
+    wrong = book.predictor.explanation(Answer(**vars(answer) | dict(probabilities=spoilt)))
+    assert wrong.error > 0.1
+
+
+def test_the_price_moves_the_stages_that_know_it_and_no_other(book, answers):
+    for answer in answers:
+        movers = book.predictor.explanation(answer, top=3).movers
+        told = [m.contribution for m in movers if m.feature == PRICE]
+        assert len(told) == (0 if answer.stage == "fundamental" else len(answer.runners))
+        if answer.stage == "combined":
+            logs = np.log(answer.probabilities["market"])
+            assert np.allclose(told, logs - logs.mean(), atol=1e-12)
+
+
+def test_a_value_stands_beside_the_mean_of_its_own_race(book, answers):
+    answer = answers[-1]
+    weights = answer.runners["weight_kg"]
+    movers = book.predictor.explanation(answer).movers
+    carried = [m for m in movers if m.feature == "weight_carried"]
+    assert np.allclose([m.field_mean for m in carried], weights.mean())
+    assert np.allclose([m.value for m in carried], weights)
+
+
+def test_sentences_name_the_strongest_first(book, answers):
+    explanation = book.predictor.explanation(answers[-1])
+    for no in answers[-1].runners["runner_no"]:
+        movers = explanation.of(no)[:3]
+        sizes = [abs(m.contribution) for m in movers]
+        assert sizes == sorted(sizes, reverse=True)
+        for said, m in zip(sentences(explanation, no, 3), movers, strict=True):
+            assert said.startswith(m.feature) and f"{m.contribution:+.2f}" in said
 
 
 # --- the page's pieces
@@ -108,27 +130,27 @@ def test_the_picture_is_the_same_twice(book):
 
 def test_only_days_up_to_the_end_of_training_are_marked(book):
     for label, day in book.days():
-        card = dashboard.card(book, book.races(day)[0][1])
-        assert card.known == (day <= book.trained_until), label
-        assert ("in training" in dashboard.heading(card)) == card.known
+        sheet = dashboard.sheet(book, book.races(day)[0][1])
+        assert sheet.in_training == (day <= book.trained_until), label
+        assert ("in training" in dashboard.heading(sheet)) == sheet.in_training
+        assert any("not a forecast" in w for w in sheet.prediction.warnings) == sheet.in_training
     assert {day <= book.trained_until for _, day in book.days()} == {True, False}
 
 
+def _changed_book(book, **columns) -> dashboard.Book:
+    return dashboard.Book(book.predictor, book.starts.with_columns(**columns))
+
+
+def _pieces(sheet: dashboard.Sheet) -> str:
+    no = sheet.lines[0].answer.runner_no
+    return dashboard.heading(sheet) + dashboard.table(sheet, no) + dashboard.reasons(sheet, no)
+
+
 def test_names_from_outside_are_escaped(book):
-    evil = '"><img src=x onerror=alert(1)>'
+    evil = pl.lit('"><img src=x onerror=alert(1)>')
     names = ["horse_name", "jockey_name", "name", "course", "rail"]
-    spoilt = dashboard.Book(
-        book.bundle, book.starts.with_columns(pl.lit(evil).alias(c) for c in names), book.frame
-    )
-    card = dashboard.card(spoilt, book.starts["race_id"][0])
-    assert not any(
-        "<img" in piece
-        for piece in (
-            dashboard.heading(card),
-            dashboard.table(card),
-            dashboard.reasons(card, card.runners["runner_no"][0]),
-        )
-    )
+    spoilt = _changed_book(book, **dict.fromkeys(names, evil))
+    assert "<img" not in _pieces(dashboard.sheet(spoilt, book.starts["race_id"][0]))
 
 
 def test_a_race_that_has_not_been_run_or_priced_can_be_shown(book):
@@ -143,44 +165,48 @@ def test_a_race_that_has_not_been_run_or_priced_can_be_shown(book):
         "off_utc",
         "class_level",
     )
-    bare = book.starts.with_columns(pl.lit(None, book.starts.schema[c]).alias(c) for c in absent)
-    card = dashboard.card(
-        dashboard.Book(book.bundle, bare, book.frame), book.starts["race_id"][0], "residual"
-    )
-    html = (
-        dashboard.heading(card)
-        + dashboard.table(card, 1)
-        + dashboard.reasons(card, card.runners["runner_no"][0])
-    )
-    assert (
-        card.stage == "fundamental"
-        and "medal" not in html
-        and "None" not in html
-        and "nan" not in html
-    )
+    none = {c: pl.lit(None, book.starts.schema[c]) for c in absent}
+    sheet = dashboard.sheet(_changed_book(book, **none), book.starts["race_id"][0])
+    html = _pieces(sheet)
+    assert sheet.prediction.stage == "fundamental"
+    assert not any(word in html for word in ("medal", "None", "nan", "Result", ">Market<"))
+
+
+def test_a_race_with_a_hole_in_its_prices_shows_form_alone(book):
+    race_id = book.starts["race_id"][0]
+    hole = (pl.col("race_id") == race_id) & (pl.col("runner_no") == 1)
+    odds = pl.when(~hole).then("odds")
+    sheet = dashboard.sheet(_changed_book(book, odds=odds), race_id)
+    html = dashboard.table(sheet)
+    assert sheet.prediction.stage == "fundamental" and 'class="p market"' not in html
+    assert "odds are left aside" in html and ">Odds<" in html and " over" not in html
+
+
+def test_a_stored_race_that_is_no_card_is_refused_by_name(book):
+    race_id = book.starts["race_id"][0]
+    with pytest.raises(dashboard.BadInput, match="distance_m"):
+        dashboard.sheet(_changed_book(book, distance_m=pl.lit(12)), race_id)
 
 
 def test_a_dead_heat_is_two_golds_and_a_faller_has_no_place(book):
     race = book.starts["race_id"][0]
-    first, last = (
-        book.starts.filter(race_id=race)["runner_no"].sort().to_list()[:2],
-        book.starts.filter(race_id=race)["runner_no"].max(),
-    )
-    here = pl.col("race_id") == race
-    changed = book.starts.with_columns(
-        position=pl.when(here & pl.col("runner_no").is_in(first))
-        .then(1)
-        .when(here)
-        .then(4)
-        .otherwise("position")
-        .cast(pl.Int16),
-        status=pl.when(here & (pl.col("runner_no") == last))
-        .then(pl.lit("did_not_finish"))
-        .otherwise(pl.lit("finished"))
-        .cast(book.starts.schema["status"]),
-    )
-    html = dashboard.table(dashboard.card(dashboard.Book(book.bundle, changed, book.frame), race))
+    numbers = book.starts.filter(race_id=race)["runner_no"].sort().to_list()
+    here, no = pl.col("race_id") == race, pl.col("runner_no")
+    won = pl.when(here & no.is_in(numbers[:2])).then(1)
+    position = won.when(here).then(4).otherwise("position").cast(pl.Int16)
+    fell = pl.when(here & (no == numbers[-1])).then(pl.lit("did_not_finish"))
+    status = fell.otherwise(pl.lit("finished")).cast(book.starts.schema["status"])
+    sheet = dashboard.sheet(_changed_book(book, position=position, status=status), race)
+    html = dashboard.table(sheet)
     assert html.count("medal m1") == 2 and html.count("DNF") == 1
+
+
+def test_a_bundle_that_remembers_no_past_days_shows_later_ones_only(place):
+    folder = shutil.copytree(place.root / "first", place.root / "forgetful")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | dict(remembers_from=None)))
+    book = dashboard.open_book(place, folder)
+    assert len(book.days()) == 5 and all(day > book.trained_until for _, day in book.days())
 
 
 def test_without_a_champion_the_page_says_what_to_type(tmp_path):
@@ -191,7 +217,7 @@ def test_without_a_champion_the_page_says_what_to_type(tmp_path):
         "train",
         "promote",
     ]
-    assert "&#x27;" in dashboard.trouble(
+    assert "&#39;" in dashboard.trouble(
         empty, dashboard.BadInput("x")
     ) and "reload" in dashboard.trouble(empty, dashboard.BadInput("x"))
 
@@ -208,7 +234,7 @@ def server(place):
         port = free.getsockname()[1]
     start = (
         "import sys, pathlib as p; from racing_core import config as c; from racing_core.pages"
-        " import raceday as d; h, n, f = sys.argv[1:]; d.serve(c.home(h), int(n), p.Path(f))"
+        " import voila as d; h, n, f = sys.argv[1:]; d.serve(c.home(h), int(n), p.Path(f))"
     )
     arguments = [str(place.root), str(port), str(NOTEBOOK)]
     log = (place.root / "voila.log").open("w")
@@ -329,9 +355,10 @@ def test_a_visitor_reads_a_race_changes_it_and_asks_why(page, book):
     assert page.locator("tr.chosen").get_attribute("data-runner") == number
 
     table = page.inner_html("table.race")
-    page.click("text=Against the market")
+    assert page.locator("p:has-text('from form and price')").count() == 1
+    page.click("text=Form alone")
     _changed(page, "table.race", table)
-    page.wait_for_selector("p:has-text('corrected from its price')")
+    page.wait_for_selector("p:has-text('from form alone')")
     assert page.locator("tr.chosen").get_attribute("data-runner") == number
 
     heading = page.inner_html(".rd-main h2")
@@ -342,6 +369,33 @@ def test_a_visitor_reads_a_race_changes_it_and_asks_why(page, book):
     page.wait_for_function(
         "n => document.querySelectorAll('table.race .horse').length === n", arg=len(earlier)
     )
+
+
+def _told(page, kind: str = "model") -> list[list[float]]:
+    "What the browser was given: runner and whole probability, from the top."
+    rows = page.locator("table.race tbody tr")
+    return rows.evaluate_all(
+        "(rows, kind) => rows.map(r => [+r.dataset.runner, +r.querySelector(`.p.${kind}`).dataset.p])",
+        kind,
+    )
+
+
+def test_the_browser_shows_what_the_predictor_answers_to_the_bit(page, book):
+    race_id = book.races(book.days()[0][1])[0][1]
+    asked = book.predictor.predict(sample_card(book.starts, race_id)).ranked
+    assert _told(page) == [[r.runner_no, r.win_probability] for r in asked]
+    assert _told(page, "market") == [[r.runner_no, r.market_probability] for r in asked]
+
+
+def test_terms_are_not_floated_by_the_host_page_and_nothing_overflows_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click("summary")
+    floats = page.locator(".rd dt, .rd dd").evaluate_all(
+        "all => all.map(e => getComputedStyle(e).float)"
+    )
+    assert floats and set(floats) == {"none"}
+    wide = page.locator(".rd.wide").evaluate("e => e.scrollWidth - e.clientWidth")
+    assert wide <= 0, "the table has to be pushed sideways"
 
 
 def test_the_next_visitor_sees_the_new_champion(page, place, server, chromium):

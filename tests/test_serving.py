@@ -76,7 +76,7 @@ def card(world) -> Card:
     return sample_card(world, world["race_id"][-1])
 
 
-# --- the server --------------------------------------------------------------------------------------------------------
+# --- the server
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -150,7 +150,7 @@ def body(card: Card) -> dict:
     return json.loads(card.model_dump_json(exclude_none=True))
 
 
-# --- answers -------------------------------------------------------------------------------------------------------------
+# --- answers
 def test_a_card_is_ranked(client, card, predictor):
     reply = client.post(PREDICT, json=body(card))
     assert reply.status_code == 200, reply.text
@@ -226,7 +226,7 @@ def test_openapi_has_types_and_an_example(client):
     assert HEALTH in page["paths"]
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------------
+# --- refusals
 def runners(i: int, **changes) -> dict:
     return dict(runners=[r | (changes if i == j else {}) for j, r in enumerate(EXAMPLE["runners"])])
 
@@ -315,7 +315,7 @@ def test_a_body_larger_than_any_card_is_cut_off(client, card):
     assert client.post(PREDICT, content=b" " * (MAX_BODY + 1), headers=JSON).status_code == 413
 
 
-# --- beginning and end -------------------------------------------------------------------------------------------------------
+# --- beginning and end
 def test_without_a_champion_it_says_so():
     process, port = start(None)
     try:
@@ -378,7 +378,7 @@ print(sorted({{"mlflow", "torch", "shap", "catboost", "matplotlib"}} & set(sys.m
     assert done.stdout.strip() == "[]"
 
 
-# --- without a server --------------------------------------------------------------------------------------------------------
+# --- without a server
 def test_a_served_card_has_the_features_of_training(world, predictor, card):
     batch = compute(world, History.learn(world))
     for race_id in world.filter(pl.col("date") == pl.col("date").max())["race_id"].unique(

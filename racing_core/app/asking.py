@@ -23,7 +23,8 @@ from ..release.registry import locate
 from ..serving.contract import card_frame
 
 # %% auto #0
-__all__ = ['Wanted', 'ask', 'ask_ahead', 'asked']
+__all__ = ["Wanted", "ask", "ask_ahead", "asked"]
+
 
 # %% ../../nbs/94a_app.asking.ipynb #cell005
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def ask(
             do="set one; without it predictions use form lines and comments",
         )
     return opinions.ask(*wanted.runners(home), now, progress)
+
 
 # %% ../../nbs/94a_app.asking.ipynb #cell007
 def ask_ahead(

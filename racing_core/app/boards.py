@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from racing_core.metrics import Metric
 
 # %% auto #0
-__all__ = ['scoreboard', 'standings']
+__all__ = ["scoreboard", "standings"]
+
 
 # %% ../../nbs/93c_app.boards.ipynb #3015c270
 def _figures(board: dict, metrics: list[Metric]) -> str:

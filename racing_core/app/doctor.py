@@ -25,8 +25,26 @@ from ..errors import RacingError
 from ..release.registry import aliases, locate
 
 # %% auto #0
-__all__ = ['Finding', 'usable', 'as_dict', 'python', 'wanted', 'locked', 'installing', 'packages', 'learner', 'writable',
-           'stored', 'columns', 'champion', 'browser', 'tracking', 'machine', 'examine']
+__all__ = [
+    "Finding",
+    "usable",
+    "as_dict",
+    "python",
+    "wanted",
+    "locked",
+    "installing",
+    "packages",
+    "learner",
+    "writable",
+    "stored",
+    "columns",
+    "champion",
+    "browser",
+    "tracking",
+    "machine",
+    "examine",
+]
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell005
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ def usable(findings: Iterable[Finding]) -> bool:
 def as_dict(findings: list[Finding]) -> dict:
     "For a program to read."
     return dict(usable=usable(findings), checks=[asdict(f) for f in findings])
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell008
 def python(current: tuple = sys.version_info) -> Finding:
@@ -88,6 +107,7 @@ def locked(
     lock = lock or shipped("requirements.lock")
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
     return dict(line.split("==", 1) for line in lines if re.match(r"[\w.-]+==", line))
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell010
 def installing(
@@ -146,6 +166,7 @@ def learner() -> Finding:
             required=True,
         )
     return Finding("lightgbm", "ok", f"{lightgbm.__version__} loads", required=True)
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell013
 def _nearest(path: Path) -> Path:
@@ -236,6 +257,7 @@ def champion(home: Home) -> Finding:
         required=True,
     )
 
+
 # %% ../../nbs/93_app.doctor.ipynb #cell016
 def browser() -> Finding:
     "The tests of pages drive Chromium."
@@ -300,6 +322,7 @@ def machine() -> Finding:
         f"{cores} cores, {total / 2**30:.1f} GiB memory",
         None if enough else "4 GiB are wanted for eight years of results",
     )
+
 
 # %% ../../nbs/93_app.doctor.ipynb #cell019
 def examine(home: Home) -> list[Finding]:

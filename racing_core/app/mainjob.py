@@ -36,8 +36,22 @@ from ..simulate import simulate
 from ..release.training import train
 
 # %% auto #0
-__all__ = ['Progress', 'silent', 'memo', 'store_world', 'known_source', 'obtain', 'last_year', 'write_features', 'next_week',
-           'table', 'report', 'Job', 'code_of_steps', 'run']
+__all__ = [
+    "Progress",
+    "silent",
+    "memo",
+    "store_world",
+    "known_source",
+    "obtain",
+    "last_year",
+    "write_features",
+    "next_week",
+    "table",
+    "report",
+    "Job",
+    "code_of_steps",
+    "run",
+]
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell005
 Progress = Callable[[str, float | None], None]  # step, share done where it is known
@@ -83,6 +97,7 @@ def _made(home: Home, asked: dict) -> dict:
         shutil.rmtree(draft.root, ignore_errors=True)
     done |= dict(seconds=round(time.perf_counter() - began, 2))
     return dict(reconciliation=done, fingerprint=Store(home, "simulated").fingerprint)
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
 def known_source(home: Home, source: str) -> str:
@@ -162,6 +177,7 @@ def write_features(
         seconds=round(time.perf_counter() - began, 2),
     )
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell011
 def next_week(
     starts: pl.DataFrame,  # the wide frame
@@ -200,6 +216,7 @@ def table(prediction: Prediction) -> str:
         ]
     )
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell014
 def report(
     home: Home,
@@ -223,6 +240,7 @@ def report(
         page = publish(shipped(f"reports/{notebook}.ipynb"), run.folder, asked | where, progress)
     found = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     return found | dict(run=run.id, folder=str(run.folder), report=str(page))
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell016
 @dataclass(frozen=True)
@@ -305,6 +323,7 @@ def _features(job: Job, starts: pl.DataFrame, key: dict) -> dict:
     )
     return r
 
+
 # %% ../../nbs/94_app.mainjob.ipynb #cell018
 def _backtest(job: Job, key: dict) -> dict:
     "The test window is looked at once."
@@ -359,6 +378,7 @@ def _bundle(job: Job, key: dict) -> dict:
     )
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
     return r | dict(champion=state["champion"])
+
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell019
 def _prediction(job: Job, starts: pl.DataFrame) -> dict:

@@ -21,7 +21,15 @@ from ..serving.predictor import sample_card
 from ..simulate import simulate
 
 # %% auto #0
-__all__ = ['REST', 'declared_again', 'typed_price', 'typed_weight', 'typed_distance', 'samples', 'write_samples']
+__all__ = [
+    "REST",
+    "declared_again",
+    "typed_price",
+    "typed_weight",
+    "typed_distance",
+    "samples",
+    "write_samples",
+]
 
 # %% ../../nbs/93b_app.samples.ipynb #cell005
 REST = 14  # days; a field that ran yesterday would not be declared again
@@ -38,6 +46,7 @@ def declared_again(
     card = sample_card(day, day["race_id"].unique(maintain_order=True)[which])
     new = dict(date=last + timedelta(1), race_id=None)
     return card.model_copy(update=new | dict.fromkeys(SKY))  # nobody knows tomorrow's weather
+
 
 # %% ../../nbs/93b_app.samples.ipynb #cell008
 _CHALKED = (
@@ -78,6 +87,7 @@ def typed_distance(metres: int) -> str:
     miles, furlongs = divmod(furlongs, 8)
     parts = (miles, "m"), (furlongs, "f"), (yards, "y")
     return "".join(f"{n}{unit}" for n, unit in parts if n)
+
 
 # %% ../../nbs/93b_app.samples.ipynb #cell011
 def _words(scale: str | None) -> str | None:
@@ -124,6 +134,7 @@ def _csv(race: dict, runners: list[dict]) -> str:
     table.writeheader()
     table.writerows([race | runners[0], *runners[1:]])
     return out.getvalue()
+
 
 # %% ../../nbs/93b_app.samples.ipynb #cell013
 def samples(

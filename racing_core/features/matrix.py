@@ -41,7 +41,17 @@ from racing_core.features.registry import (
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ['SMALL', 'CARD', 'History', 'names', 'compute', 'build', 'identities', 'Matrix', 'matrix']
+__all__ = [
+    "SMALL",
+    "CARD",
+    "History",
+    "names",
+    "compute",
+    "build",
+    "identities",
+    "Matrix",
+    "matrix",
+]
 
 # %% ../../nbs/29_features.matrix.ipynb #cell005
 SMALL = 500  # rows of a table that is not worth an index
@@ -142,6 +152,7 @@ def _since(table: pl.DataFrame, timeline: Timeline, day: date) -> pl.DataFrame:
     last = table.filter(pl.col("date") < day).unique(timeline.by, keep="last", maintain_order=True)
     return pl.concat([last, table.filter(pl.col("date") >= day)])
 
+
 # %% ../../nbs/29_features.matrix.ipynb #cell007
 CARD = 100  # so few runners are looked up one by one
 
@@ -170,6 +181,7 @@ def _warn_of_absent(frame: pl.DataFrame) -> None:
         if own and len(frame) and all(nulls[name] == len(frame) for name in own):
             said = f"the inputs of the {family} features are absent: {len(own)} columns are null"
             warnings.warn(said, stacklevel=3)
+
 
 # %% ../../nbs/29_features.matrix.ipynb #cell008
 def compute(
@@ -214,6 +226,7 @@ def identities(
 
 def _along(timeline: Timeline | None) -> tuple:
     return (timeline.by, timeline.fit) if timeline else ()
+
 
 # %% ../../nbs/29_features.matrix.ipynb #cell010
 @dataclass(frozen=True)

@@ -16,14 +16,45 @@ from .registry import feature, memory
 from ..semantic.lexicon import events, learnt_scores, terms
 
 # %% auto #0
-__all__ = ['PRICE_SLOPE', 'NO_COMMENTS', 'remarks', 'grok4_jockey_form_score', 'grok4_jockey_form_trend', 'jockey_judged',
-           'jockey_last_day', 'grok4_jockey_form_confidence', 'grok4_trainer_momentum', 'grok4_trainer_momentum_trend',
-           'trainer_judged', 'trainer_last_day', 'grok4_trainer_momentum_confidence', 'effort_last', 'unwell_last',
-           'horse_described', 'grok4_horse_fitness_assessment', 'grok4_horse_fitness_trend',
-           'grok4_horse_fitness_confidence', 'comment_sentiment', 'comment_value', 'trouble_in_running_last',
-           'trouble_in_running_L5', 'excuse_score', 'finishing_effort_L3', 'eased_last', 'checked_last',
-           'slow_start_rate', 'wide_trip_rate', 'pulled_hard_rate', 'last_gear', 'gear_change', 'first_time_gear',
-           'gear_removed', 'stable_gear_record', 'stable_signal']
+__all__ = [
+    "PRICE_SLOPE",
+    "NO_COMMENTS",
+    "remarks",
+    "grok4_jockey_form_score",
+    "grok4_jockey_form_trend",
+    "jockey_judged",
+    "jockey_last_day",
+    "grok4_jockey_form_confidence",
+    "grok4_trainer_momentum",
+    "grok4_trainer_momentum_trend",
+    "trainer_judged",
+    "trainer_last_day",
+    "grok4_trainer_momentum_confidence",
+    "effort_last",
+    "unwell_last",
+    "horse_described",
+    "grok4_horse_fitness_assessment",
+    "grok4_horse_fitness_trend",
+    "grok4_horse_fitness_confidence",
+    "comment_sentiment",
+    "comment_value",
+    "trouble_in_running_last",
+    "trouble_in_running_L5",
+    "excuse_score",
+    "finishing_effort_L3",
+    "eased_last",
+    "checked_last",
+    "slow_start_rate",
+    "wide_trip_rate",
+    "pulled_hard_rate",
+    "last_gear",
+    "gear_change",
+    "first_time_gear",
+    "gear_removed",
+    "stable_gear_record",
+    "stable_signal",
+]
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell005
 def _worn(gear: pl.Expr) -> pl.Expr:
@@ -40,6 +71,7 @@ def _gear_steps(today: pl.Expr, before: pl.Expr) -> pl.Expr:
     "Number of codes put on or taken off; null where either is unknown."
     today, before = _worn(today), _worn(before)
     return (today.list.set_symmetric_difference(before)).list.len().cast(pl.Float64)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell009
 PRICE_SLOPE = 0.33  # of performance on market_log
@@ -69,6 +101,7 @@ def remarks(
         said_excuse=pl.col("said_trouble") * (-pl.col("beat_price")).clip(0),
         judged=pl.when(pl.col("beat_price").is_not_null()).then(1.0),
     )
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell014
 def _beat(half_life: float) -> pl.Expr:
@@ -110,6 +143,7 @@ def grok4_jockey_form_confidence():
     "Fallback: W / (W + 12), half after each 14 days without a ride."
     return _fading("jockey_judged", "jockey_last_day", 14)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell018
 @feature("score", after=TRAINER, family="semantic", lo=0, hi=1)
 def grok4_trainer_momentum():
@@ -140,6 +174,7 @@ def trainer_last_day():
 def grok4_trainer_momentum_confidence():
     "Fallback: W / (W + 12), half after each 28 days without a runner."
     return _fading("trainer_judged", "trainer_last_day", 28)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell022
 @memory(HORSE)
@@ -172,6 +207,7 @@ def grok4_horse_fitness_assessment():
         - 0.15 * ((away - 60) / 120).clip(0, 1)
     ).clip(0, 1)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell023
 @feature("score", after=HORSE, family="semantic", lo=-1, hi=1)
 def grok4_horse_fitness_trend():
@@ -183,6 +219,7 @@ def grok4_horse_fitness_trend():
 def grok4_horse_fitness_confidence():
     "Fallback: W / (W + 2) of the starts with a comment, half after each 120 days without a start."
     return _fading("horse_described", "last_day", 120)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell027
 @feature("log lengths", after=HORSE, family="semantic", lo=-3, hi=3)
@@ -197,6 +234,7 @@ def comment_value():
     "What all comments so far foretell beyond the next price; weights learnt on earlier quarters."
     return pl.col("said_value").forward_fill()
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell031
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
 def trouble_in_running_last():
@@ -209,6 +247,7 @@ def trouble_in_running_L5():
     "Mean of the same over the last 5 starts."
     return last_n("said_trouble", 5)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell035
 @feature("log lengths", after=HORSE, family="semantic", lo=0, hi=7)
 def excuse_score():
@@ -216,11 +255,13 @@ def excuse_score():
     excuse."""
     return last_n("said_excuse", 3)
 
+
 # %% ../../nbs/26_features.semantic.ipynb #cell039
 @feature("share", after=HORSE, family="semantic", lo=-1, hi=1)
 def finishing_effort_L3():
     "Mean finishing effort of the last 3 starts: from weakened (-1) to finished strongly (1)."
     return last_n("said_effort", 3)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell043
 @feature("flag", after=HORSE, family="semantic", lo=0, hi=1)
@@ -233,6 +274,7 @@ def eased_last():
 def checked_last():
     "Was it checked in the last start?"
     return pl.col("said_checked")
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell047
 @feature("share", after=HORSE, family="semantic", lo=0, hi=1)
@@ -252,6 +294,7 @@ def pulled_hard_rate():
     """Share of starts in which it pulled hard, one counting half after 180 days; worth 4 starts of
     0.03."""
     return rate("said_keen", prior=0.03, strength=4, half_life=180)
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell051
 @memory(HORSE)
@@ -281,6 +324,7 @@ def gear_removed():
         .list.len()
         .cast(pl.Float64)
     )
+
 
 # %% ../../nbs/26_features.semantic.ipynb #cell055
 @memory(TRAINER, "log lengths")

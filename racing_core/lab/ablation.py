@@ -24,7 +24,7 @@ from ..models.linear import ConditionalLogit
 from ..pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['BASE', 'ALL', 'sets', 'columns', 'quick', 'Added', 'Ablation', 'ablate']
+__all__ = ["BASE", "ALL", "sets", "columns", "quick", "Added", "Ablation", "ablate"]
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell005
 BASE, ALL = FAMILIES[0], "all"
@@ -42,6 +42,7 @@ def columns(
 ) -> tuple[str, ...]:  # names of features
     "Columns of these families, in the order of the matrix."
     return tuple(f.name for family in families for f in features(family))
+
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell008
 def quick() -> Pipeline:
@@ -62,6 +63,7 @@ def _foreseen(
         parts.append(fitted.predict(races.X.rows(step.test), races.odds[step.test]))
     names = ("fundamental", "market", "combined")
     return {name: np.concatenate([p[name] for p in parts]) for name in names}
+
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
 @dataclass(frozen=True)

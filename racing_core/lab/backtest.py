@@ -36,8 +36,21 @@ from .targets import Bankroll, Operation, Verdict, success
 from .walk import walk
 
 # %% auto #0
-__all__ = ['Progress', 'TERMS', 'Backtest', 'backtest', 'stages', 'bankroll', 'Placebo', 'placebo', 'YearGain', 'gain_by_year',
-           'Finding', 'figures', 'peak_mb']
+__all__ = [
+    "Progress",
+    "TERMS",
+    "Backtest",
+    "backtest",
+    "stages",
+    "bankroll",
+    "Placebo",
+    "placebo",
+    "YearGain",
+    "gain_by_year",
+    "Finding",
+    "figures",
+    "peak_mb",
+]
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell008
 Progress = Callable[[str, float], None]  # step, share done
@@ -92,6 +105,7 @@ def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
         found = found.join(own, on="feature", how="full", coalesce=True)
     return found.sort("fundamental", descending=True, nulls_last=True)
 
+
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
 def backtest(
     starts: pl.DataFrame,  # the wide frame of everything known
@@ -142,6 +156,7 @@ def _operation(pipeline: Pipeline, races: Races, minutes: float, cards: int = 40
         save_pipeline(pipeline, Path(folder))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
     return Operation(float(np.quantile(took, 0.95)), size / 1e6, minutes)
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell011
 def stages(
@@ -211,6 +226,7 @@ def placebo(
         (drawn.min(), drawn.max()) if len(drawn) else None,
     )
 
+
 # %% ../../nbs/62_lab.backtest.ipynb #d030c986
 @dataclass(frozen=True)
 class YearGain:
@@ -232,6 +248,7 @@ def gain_by_year(
     "ΔR² of the combined probabilities over the recalibrated market, year by year."
     years = predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True)
     return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #80c67c33
 @dataclass(frozen=True)
@@ -278,6 +295,7 @@ class Finding:
         "Its fields, and the names of the wires that tripped."
         return by_field(self) | dict(tripped=self.tripped)
 
+
 # %% ../../nbs/62_lab.backtest.ipynb #36d81a6b
 def figures(
     found: Backtest,
@@ -318,6 +336,7 @@ def figures(
         share_of_attainable=_shares(boards),
         attainable_delta_r2=best - market if known else None,
     )
+
 
 # %% ../../nbs/62_lab.backtest.ipynb #868c0b7d
 def _boards(p: pl.DataFrame) -> dict[str, Board]:

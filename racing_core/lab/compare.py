@@ -16,7 +16,7 @@ from ..metrics import Estimate, delta_r2
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ['OPINIONS', 'opinion', 'differences', 'Comparison', 'compare']
+__all__ = ["OPINIONS", "opinion", "differences", "Comparison", "compare"]
 
 # %% ../../nbs/63a_lab.compare.ipynb #cell005
 OPINIONS = ("combined", "pipeline + price", "fundamental")  # the first that a run has
@@ -38,6 +38,7 @@ def opinion(
         known = ", ".join(c for c in told.columns if told[c].dtype == pl.Float64)
         raise BadInput("no such opinion in this run", got=stage, expected=f"one of {known}")
     return found, told.select(*_KEYS, "date", "win", p=found)
+
 
 # %% ../../nbs/63a_lab.compare.ipynb #cell007
 def differences(
@@ -62,6 +63,7 @@ def _features(a: dict[str, str], b: dict[str, str]) -> dict[str, list]:
         "features of other code": [sorted(k for k in both if a[k] != b[k])] * 2,
     }
     return {k: v for k, v in parts.items() if any(v)}
+
 
 # %% ../../nbs/63a_lab.compare.ipynb #cell009
 @dataclass(frozen=True)

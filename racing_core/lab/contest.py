@@ -39,7 +39,18 @@ from ..stacking import TwoStage
 from ..tripwires import Wire, tripwires
 
 # %% auto #0
-__all__ = ['GROUPS', 'beyond', 'Entries', 'Told', 'Scored', 'Contest', 'contest', 'Contestant', 'Standings', 'figures']
+__all__ = [
+    "GROUPS",
+    "beyond",
+    "Entries",
+    "Told",
+    "Scored",
+    "Contest",
+    "contest",
+    "Contestant",
+    "Standings",
+    "figures",
+]
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell005
 GROUPS = ("market", "zoo", "beyond", "ensemble", "specified", "best", "oracle")
@@ -69,6 +80,7 @@ class Entries:
     def models(self) -> dict[str, Callable[[], Model]]:
         "Makers of all of them."
         return {name: (lambda m=m: deepcopy(m)) for name, m in (self.zoo | self.beyond).items()}
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell007
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ def _scored(
     )
     return Scored(K, tune, T, found, told)
 
+
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
 def _best_single(scored: Scored, names: list[str]) -> str:
     "The model of the zoo that made the tuning year's winners likeliest."
@@ -213,6 +226,7 @@ def _window(
     chosen = choose(stack, own.y.win, own.race, own.dates).name
     probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}
     return probabilities, Told(**scored.told, single_best=single, calibration=chosen)
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010
 @dataclass(frozen=True)
@@ -285,6 +299,7 @@ def _rows(starts: pl.DataFrame, races: Races, step: Step) -> pl.DataFrame:
     y = races.y.rows(step.test)
     return keys.with_columns(win=y.win, position=y.position)
 
+
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
 @dataclass(frozen=True)
 class Contestant:
@@ -341,6 +356,7 @@ class Standings:
     def to_json(self) -> dict:
         "Its fields, and the names of the wires that tripped."
         return by_field(self) | dict(tripped=self.tripped)
+
 
 # %% ../../nbs/62b_lab.contest.ipynb #b30ccc43
 def _contestant(

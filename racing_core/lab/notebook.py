@@ -30,7 +30,8 @@ from ..errors import BadInput, RacingError
 from ..records import to_json
 
 # %% auto #0
-__all__ = ['Progress', 'tell', 'execute', 'keep', 'versions', 'code_of']
+__all__ = ["Progress", "tell", "execute", "keep", "versions", "code_of"]
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, A
         )
     given = {k: str(v) if isinstance(v, Path | date) else v for k, v in parameters.items()}
     return ({"out": str(out)} if "out" in known else {}) | given
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell007
 Progress = Callable[[str, float], None]  # step, share done
@@ -93,6 +95,7 @@ class _Bar:
                 self.say(told[1], int(told[2]) / 100)
 
     def flush(self) -> None: ...
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
 def _run(
@@ -149,6 +152,7 @@ def _complaint(name: str, text: str, where: str, log: Path) -> RacingError:
         do=f"its outputs up to there are in {log}",
     )
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell011
 def execute(
     notebook: Path | str,  # with a cell tagged `parameters`
@@ -185,6 +189,7 @@ def execute(
     progress("report", 1.0)
     return log
 
+
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
 def keep(
     out: Path | str,  # folder of the run
@@ -207,6 +212,7 @@ def versions(
 ) -> dict[str, str]:
     "What the figures were made with."
     return {"Python": platform.python_version()} | {p: version(p) for p in packages}
+
 
 # %% ../../nbs/60a_lab.notebook.ipynb #72edb116
 def code_of(

@@ -23,7 +23,8 @@ from racing_core.betting.exotics import (
 from ..metrics import bootstrap_ratio
 
 # %% auto #0
-__all__ = ['PlaceEvidence', 'evidence']
+__all__ = ["PlaceEvidence", "evidence"]
+
 
 # %% ../../nbs/61b_lab.places.ipynb #evidence
 @dataclass(frozen=True)

@@ -17,7 +17,20 @@ from ..metrics import delta_r2, mcfadden_r2
 from ..schema import WETNESS
 
 # %% auto #0
-__all__ = ['LEAST', 'SIZES', 'WET', 'ODDS', 'band', 'ground', 'Slice', 'Hidden', 'slices', 'Band', 'by_odds', 'Slices']
+__all__ = [
+    "LEAST",
+    "SIZES",
+    "WET",
+    "ODDS",
+    "band",
+    "ground",
+    "Slice",
+    "Hidden",
+    "slices",
+    "Band",
+    "by_odds",
+    "Slices",
+]
 
 # %% ../../nbs/61b_lab.slices.ipynb #f37cf57e
 LEAST = 100  # races of a slice that is shown
@@ -58,6 +71,7 @@ def ground(
         .to_numpy()
     )
     return np.where(np.isnan(wet), "", band(np.nan_to_num(wet), WET))
+
 
 # %% ../../nbs/61b_lab.slices.ipynb #d7d85851
 @dataclass(frozen=True)
@@ -113,6 +127,7 @@ def _slice(by: str, part: str, here: np.ndarray, p, q, win, race, day) -> Slice:
         mcfadden_r2(q[here], win[here], own),
         delta_r2(p[here], q[here], win[here], own, day[here]),
     )
+
 
 # %% ../../nbs/61b_lab.slices.ipynb #90aca01e
 @dataclass(frozen=True)

@@ -17,7 +17,19 @@ from ..metrics import Board
 from ..records import by_field
 
 # %% auto #0
-__all__ = ['TARGETS', 'STATES', 'FEW', 'Target', 'Bankroll', 'Operation', 'of_board', 'of_bets', 'Verdict', 'success']
+__all__ = [
+    "TARGETS",
+    "STATES",
+    "FEW",
+    "Target",
+    "Bankroll",
+    "Operation",
+    "of_board",
+    "of_bets",
+    "Verdict",
+    "success",
+]
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell005
 @dataclass(frozen=True)
@@ -214,6 +226,7 @@ def _proves_nothing(bankroll: Bankroll | None) -> str:
     if not bankroll.roi or not bankroll.roi.low > 0:
         return "the interval of the return holds zero"
     return bankroll.label if bankroll.label.startswith("optimistic") else ""
+
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell008
 @dataclass(frozen=True)

@@ -26,8 +26,26 @@ from ..errors import BadInput
 from ..features.matrix import identities
 
 # %% auto #0
-__all__ = ['PACKAGES', 'HEADLINE', 'TRAINING', 'look', 'Run', 'commit_of', 'open_run', 'begin', 'note', 'end', 'tracked',
-           'record', 'headline', 'mirror', 'runs', 'find', 'serve']
+__all__ = [
+    "PACKAGES",
+    "HEADLINE",
+    "TRAINING",
+    "look",
+    "Run",
+    "commit_of",
+    "open_run",
+    "begin",
+    "note",
+    "end",
+    "tracked",
+    "record",
+    "headline",
+    "mirror",
+    "runs",
+    "find",
+    "serve",
+]
+
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell005
 def look(
@@ -46,6 +64,7 @@ def look(
         write_whole(file, json.dumps(looks, indent=1))
     same = (e for e in looks if e["source"] == source)
     return sum(e["from"] <= last and e["to"] >= first for e in same)
+
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell009
 PACKAGES = ("racing-core", "numpy", "polars", "scipy", "scikit-learn", "lightgbm")
@@ -109,6 +128,7 @@ def commit_of(
             return None, False
         told.append(done.stdout.strip())
     return told[0], bool(told[1])
+
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell011
 def _write(run: Run) -> Run:
@@ -191,6 +211,7 @@ def end(
         )
     return run
 
+
 # %% ../../nbs/60_lab.tracking.ipynb #cell012
 @contextmanager
 def tracked(
@@ -226,6 +247,7 @@ def record(
     note(run.folder, **facts)
     return end(home, run).id
 
+
 # %% ../../nbs/60_lab.tracking.ipynb #cell014
 HEADLINE = {"combined": ("r2", "logloss", "top1", "ndcg", "brier", "ece"), "fundamental": ("r2",)}
 HEADLINE |= {"market": ("r2", "logloss")}
@@ -247,6 +269,7 @@ def headline(
                 value if isinstance(value, dict) else dict(value=value, low=None, high=None)
             )
     return told
+
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell016
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
@@ -327,6 +350,7 @@ def _files(home: Home, client: Any, run: Run, mlflow_id: str) -> None:
         place.symlink_to(os.path.relpath(run.folder.resolve(), place.parent.resolve()))
     else:
         shutil.copytree(run.folder, place)
+
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
 def runs(

@@ -27,7 +27,8 @@ from ..models.linear import ConditionalLogit
 from ..odds import softmax
 
 # %% auto #0
-__all__ = ['register', 'tuning_steps', 'adds', 'Trial', 'trial']
+__all__ = ["register", "tuning_steps", "adds", "Trial", "trial"]
+
 
 # %% ../../nbs/63_lab.trial.ipynb #cell005
 def register(
@@ -49,6 +50,7 @@ def _exported(file: Path) -> str:
 
     cells = [c.source for c in read(file, 4).cells if c.cell_type == "code"]
     return "\n\n".join(c for c in cells if c.startswith("#| export"))
+
 
 # %% ../../nbs/63_lab.trial.ipynb #cell008
 def tuning_steps(
@@ -98,6 +100,7 @@ def adds(
     sides = tested.y.win, tested.race, tested.dates
     found = {k: delta_r2(p[f"{k} with"], p[f"{k} without"], *sides) for k in ("alone", "market")}
     return found, int(tested.race[-1]) + 1
+
 
 # %% ../../nbs/63_lab.trial.ipynb #cell010
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class Trial:
         figures["adds"] = {k: e._asdict() for k, e in self.adds.items()}
         told = dict(complaints=self.complaints, verdict=self.verdict)
         return figures | dict(feature=self.feature.as_dict()) | told
+
 
 # %% ../../nbs/63_lab.trial.ipynb #cell011
 def _known(name: str) -> Feature:

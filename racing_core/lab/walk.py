@@ -17,7 +17,16 @@ from ..folds import Races, Window, split, warm
 from ..tripwires import WIRES, Wire
 
 # %% auto #0
-__all__ = ['ANYWHERE', 'Step', 'walk', 'last_window', 'test_window', 'overridden', 'stop_if_tripped']
+__all__ = [
+    "ANYWHERE",
+    "Step",
+    "walk",
+    "last_window",
+    "test_window",
+    "overridden",
+    "stop_if_tripped",
+]
+
 
 # %% ../../nbs/61_lab.walk.ipynb #b4f54deb
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ def _step(races: Races, window: Window, ready: np.ndarray) -> Step:
         {why: len(np.unique(races.race[window.test & rows])) for why, rows in lost.items()},
     )
 
+
 # %% ../../nbs/61_lab.walk.ipynb #6eb62849
 def walk(
     races: Races,  # everything known
@@ -76,6 +86,7 @@ def walk(
             )
     yield from steps
 
+
 # %% ../../nbs/61_lab.walk.ipynb #53033bcc
 def last_window(
     races: Races,  # everything that may be known
@@ -86,6 +97,7 @@ def last_window(
     sides = (mask[:-1] for mask in (whole.train, whole.tune, whole.test))
     window = Window(*sides, whole.tune_from, whole.test_from, whole.test_to)
     return _step(races, window, warm(races.dates, window.tune_from))
+
 
 # %% ../../nbs/61_lab.walk.ipynb #7d79874a
 def _day(text: str) -> date:
@@ -104,6 +116,7 @@ def test_window(
     return _day(test_from) if test_from else dates.max() - timedelta(364), (
         _day(test_to) if test_to else None
     )
+
 
 # %% ../../nbs/61_lab.walk.ipynb #cfe3c55b
 ANYWHERE = ("beyond_oracle", "price_correlation")  # wires that stop a run in the simulator too

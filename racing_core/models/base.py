@@ -27,10 +27,32 @@ from ..identity import Registry
 from ..odds import race_sum
 
 # %% auto #0
-__all__ = ['KINDS', 'CHECKS', 'Outcomes', 'relative', 'Model', 'extra', 'kind_of', 'model_class', 'code_of', 'params',
-           'save_model', 'load_model', 'check_repeatable', 'check_row_order', 'check_column_order', 'check_save_load',
-           'check_one_race', 'check_one_runner', 'check_missing', 'check_contributions', 'check_offset', 'season',
-           'check_model']
+__all__ = [
+    "KINDS",
+    "CHECKS",
+    "Outcomes",
+    "relative",
+    "Model",
+    "extra",
+    "kind_of",
+    "model_class",
+    "code_of",
+    "params",
+    "save_model",
+    "load_model",
+    "check_repeatable",
+    "check_row_order",
+    "check_column_order",
+    "check_save_load",
+    "check_one_race",
+    "check_one_runner",
+    "check_missing",
+    "check_contributions",
+    "check_offset",
+    "season",
+    "check_model",
+]
+
 
 # %% ../../nbs/30_models.base.ipynb #cell005
 @dataclass(frozen=True)
@@ -49,6 +71,7 @@ class Outcomes:
         "The rows where the (n,) boolean mask holds."
         return Outcomes(self.win[mask], self.position[mask])
 
+
 # %% ../../nbs/30_models.base.ipynb #cell007
 def relative(
     X: Matrix,
@@ -63,6 +86,7 @@ def relative(
         mean = np.bincount(X.race, filled[:, j], size) / np.maximum(count, 1)
         out[:, j] = np.where(known[:, j], np.round(filled[:, j] - mean[X.race], 9), 0.0)
     return out
+
 
 # %% ../../nbs/30_models.base.ipynb #cell010
 KINDS: dict[str, type[Model]] = Registry()
@@ -139,6 +163,7 @@ class Model:
     def _view(self, X: Matrix) -> np.ndarray:
         "What it sees of them, a row per runner."
         return relative(X)
+
 
 # %% ../../nbs/30_models.base.ipynb #cell011
 def extra(
@@ -225,6 +250,7 @@ def load_model(
     model._load(state["state"], folder)
     return model
 
+
 # %% ../../nbs/30_models.base.ipynb #cell013
 def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, np.ndarray]:
     "Runners of each race in another order; also the order that was used."
@@ -269,6 +295,7 @@ def check_save_load(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
         save_model(model, Path(folder))
         again = load_model(Path(folder))
     assert np.array_equal(again.score(X), model.score(X)) and params(again) == params(model)
+
 
 # %% ../../nbs/30_models.base.ipynb #cell014
 def check_one_race(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
@@ -320,6 +347,7 @@ CHECKS = (
     check_contributions,
     check_offset,
 )
+
 
 # %% ../../nbs/30_models.base.ipynb #cell016
 def season(

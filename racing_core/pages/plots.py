@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from ..serving.explain import DOWN, REST, UP
 from ..intervals import Estimate
 from ..lab.backtest import YearGain
 from ..metrics import Board, ece, reliability
@@ -22,10 +21,30 @@ from .html import render, signed
 from ..vocabulary import title
 
 # %% auto #0
-__all__ = ['MARKET', 'TRUTH', 'INK', 'SOFT', 'LINE', 'COLOURS', 'WIDE', 'NARROW', 'canvas', 'svg', 'picture', 'ladder', 'gains',
-           'calibration', 'importance', 'growth']
+__all__ = [
+    "UP",
+    "DOWN",
+    "REST",
+    "MARKET",
+    "TRUTH",
+    "INK",
+    "SOFT",
+    "LINE",
+    "COLOURS",
+    "WIDE",
+    "NARROW",
+    "canvas",
+    "svg",
+    "picture",
+    "ladder",
+    "gains",
+    "calibration",
+    "importance",
+    "growth",
+]
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell005
+UP, DOWN, REST = "#2f7f79", "#bf5b45", "#a8adb5"  # helped, hurt, all else
 MARKET, TRUTH, INK, SOFT, LINE = "#1f2937", "#b7791f", "#1f2937", "#6b7280", "#e5e7eb"
 COLOURS = {
     "uniform": REST,
@@ -100,6 +119,7 @@ def picture(
     wide, narrow = (svg(draw(width), alt) for width in (WIDE, NARROW))
     return render("picture.html.j2", wide=wide, narrow=narrow)
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell007
 def _bars(
     ax: Any, rows: list[tuple[str, Estimate, str, str]], narrow: bool
@@ -141,6 +161,7 @@ def ladder(
         ax.locator_params(axis="x", nbins=5 if narrow else 9)
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell011
 def gains(
     by_year: list[YearGain],
@@ -174,6 +195,7 @@ def gains(
         )
         ax.set_xlabel(f"← {worse} · ΔR² · {better} →")
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
 def _diagonal(ax: Any, r: pl.DataFrame, colour: str) -> None:
@@ -209,6 +231,7 @@ def calibration(
         np.atleast_1d(axes)[0].set_ylabel("share that won")
     return figure
 
+
 # %% ../../nbs/90a_pages.plots.ipynb #cell018
 def importance(
     frame: pl.DataFrame,  # feature, fundamental, and residual where there is one: mean |contribution|
@@ -236,6 +259,7 @@ def importance(
             ax.locator_params(axis="x", nbins=4)
             ax.spines["left"].set_visible(False)
     return figure
+
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell021
 def growth(

@@ -22,8 +22,21 @@ from .html import render, style, table
 from ..tripwires import MEANS, Wire
 
 # %% auto #0
-__all__ = ['TILES', 'page', 'publish', 'verdict', 'headline', 'comparison', 'ranking', 'wires', 'window', 'reconciliation',
-           'money', 'facts']
+__all__ = [
+    "TILES",
+    "page",
+    "publish",
+    "verdict",
+    "headline",
+    "comparison",
+    "ranking",
+    "wires",
+    "window",
+    "reconciliation",
+    "money",
+    "facts",
+]
+
 
 # %% ../../nbs/91_pages.report.ipynb #359aad02
 def _quiet(nb: Any) -> Any:
@@ -61,6 +74,7 @@ def page(
         title = Markup(head[1]).striptags()
     return render("page.html.j2", title=title, style=style("report.css"), body=Markup(body))
 
+
 # %% ../../nbs/91_pages.report.ipynb #6e2bcbd2
 def publish(
     notebook: Path | str,  # with a cell tagged `parameters`
@@ -80,6 +94,7 @@ def publish(
         if log.is_file() and log.stat().st_mtime_ns != before:
             file = write_whole(log.with_suffix(".html"), page(read(log, 4), log.stem))
     return file
+
 
 # %% ../../nbs/91_pages.report.ipynb #11eff3cb
 def verdict(
@@ -108,6 +123,7 @@ def headline(
     said = verdict(finding.delta_r2)
     return render("headline.html.j2", f=finding, source=source, verdict=said, tiles=TILES)
 
+
 # %% ../../nbs/91_pages.report.ipynb #2c56c9f7
 _MARKS = {"price": "mark", "market": "mark", "combined": "head"}
 
@@ -133,6 +149,7 @@ def ranking(
     "The second table: how well the order was foreseen."
     return render("ranking.html.j2", boards=finding.boards, metrics=shown("order"), marks=_MARKS)
 
+
 # %% ../../nbs/91_pages.report.ipynb #b6ab7cae
 def wires(
     tripwires: list[Wire],  # of a finding
@@ -148,6 +165,7 @@ def window(
     "How often, on what and after what the test window was looked at, and which races it lacks."
     lost = {why: n for why, n in finding.left_out.items() if n}
     return render("window.html.j2", f=finding, lost=lost)
+
 
 # %% ../../nbs/91_pages.report.ipynb #00f11484
 _COUNTS = (

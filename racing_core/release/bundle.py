@@ -23,7 +23,19 @@ from ..pipeline import Pipeline, load_pipeline, save_pipeline
 from ..semantic.student import Student
 
 # %% auto #0
-__all__ = ['SCHEMA_VERSION', 'POWERS', 'Origin', 'code_of', 'changed', 'write', 'swap', 'manifest_of', 'Bundle', 'read']
+__all__ = [
+    "SCHEMA_VERSION",
+    "POWERS",
+    "Origin",
+    "code_of",
+    "changed",
+    "write",
+    "swap",
+    "manifest_of",
+    "Bundle",
+    "read",
+]
+
 
 # %% ../../nbs/70_release.bundle.ipynb #acae54e37e7d407bbb7b55eff062a284
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Origin:
             | {k: getattr(self, k) for k in told}
         )
 
+
 # %% ../../nbs/70_release.bundle.ipynb #8dd0d8092fe74a7c96281538738b07e2
 _LIBRARIES = ("numpy", "polars", "scipy", "lightgbm")
 
@@ -80,6 +93,7 @@ def changed(
     "Pieces of code that are not what they were."
     pairs = [(kind, name) for kind in made for name in made[kind]]
     return [n for kind, n in pairs if here.get(kind, {}).get(n) != made[kind][n]]
+
 
 # %% ../../nbs/70_release.bundle.ipynb #8edb47106e1a46a883d545849b8ab81b
 SCHEMA_VERSION = 2
@@ -142,6 +156,7 @@ def swap(draft: Path, folder: Path) -> None:
     os.replace(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
 
+
 # %% ../../nbs/70_release.bundle.ipynb #8763a12b2bbd4a93a75aff182afb95dc
 def manifest_of(
     folder: Path,
@@ -176,6 +191,7 @@ def _tampered(file: Path, found: str | None, expected: str | None) -> Tampered:
     do = "restore the bundle or train a new one"
     got, wanted = found or "nothing", expected or "nothing"
     return Tampered(what, got=got, expected=wanted, where=str(file), do=do)
+
 
 # %% ../../nbs/70_release.bundle.ipynb #7cdc8c89c7104fffa095e18ddfef8986
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
 
 # %% auto #0
-__all__ = ['Told', 'REMEMBERED', 'train', 'made_by']
+__all__ = ["Told", "REMEMBERED", "train", "made_by"]
 
 # %% ../../nbs/71_release.training.ipynb #cell005
 Told = Callable[[str], None]  # what is being done

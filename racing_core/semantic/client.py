@@ -30,7 +30,7 @@ from racing_core.semantic.scorer import (
 )
 
 # %% auto #0
-__all__ = ['Budget', 'openai_client', 'prefetch', 'lookup']
+__all__ = ["Budget", "openai_client", "prefetch", "lookup"]
 
 # %% ../../nbs/25a_semantic.client.ipynb #cell005
 _LOG = logging.getLogger("racing_core.semantic.client")
@@ -59,6 +59,7 @@ class Budget:
         "Add what an attempt cost more than was booked; less than nothing is given back."
         self.cache.spend(budget_key(self.now), usd)
 
+
 # %% ../../nbs/25a_semantic.client.ipynb #cell008
 async def _reply(client: Any, subject: Subject, settings: Settings) -> tuple[str, str, Any]:
     "Text, model and usage of what the service answers in time."
@@ -84,6 +85,7 @@ def _refused(subject: Subject, error: Exception, began: float) -> tuple[bool, bo
     )
     unbilled = status is not None and status < 500
     return unbilled, not unbilled or status in (408, 409, 429)
+
 
 # %% ../../nbs/25a_semantic.client.ipynb #cell013
 async def _attempt(
@@ -121,6 +123,7 @@ async def _ask(client: Any, subject: Subject, settings: Settings, budget: Budget
             return asdict(score) if score else None
     return None
 
+
 # %% ../../nbs/25a_semantic.client.ipynb #cell017
 async def _into_cache(
     client: Any, cache: Cache, subject: Subject, settings: Settings, budget: Budget
@@ -137,6 +140,7 @@ async def _into_cache(
         return "fallback"
     cache.put(subject.day_key(settings), answer)
     return "model" if new else "cache"
+
 
 # %% ../../nbs/25a_semantic.client.ipynb #cell021
 def openai_client(settings: Settings) -> Any:
@@ -174,6 +178,7 @@ async def _score_all(
         await asyncio.gather(*tasks, return_exceptions=True)
     return done
 
+
 # %% ../../nbs/25a_semantic.client.ipynb #cell025
 def prefetch(
     subjects: list[Subject],
@@ -197,6 +202,7 @@ def prefetch(
         thread.join(settings.deadline_s + 5)
     found = {k: done[k] for k in ("model", "cache")}
     return found | {"fallback": len(unique) - sum(found.values())}
+
 
 # %% ../../nbs/25a_semantic.client.ipynb #cell030
 def lookup(

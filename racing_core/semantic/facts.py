@@ -12,7 +12,16 @@ import polars as pl
 from .scorer import Score, Settings, Subject, era, hide
 
 # %% auto #0
-__all__ = ['REPLACED', 'FACTS', 'RECENT', 'asked_of', 'recent_comments', 'subjects', 'fallbacks', 'overlay']
+__all__ = [
+    "REPLACED",
+    "FACTS",
+    "RECENT",
+    "asked_of",
+    "recent_comments",
+    "subjects",
+    "fallbacks",
+    "overlay",
+]
 
 # %% ../../nbs/26b_semantic.facts.ipynb #cell005
 REPLACED = {  # kind: score, trend, confidence
@@ -80,6 +89,7 @@ def asked_of(
     parts = [*FACTS.values(), *REPLACED.values()]
     return list(dict.fromkeys([*columns, *(name for part in parts for name in part)]))
 
+
 # %% ../../nbs/26b_semantic.facts.ipynb #cell009
 def recent_comments(
     starts: pl.DataFrame,  # the wide frame of what is known
@@ -95,6 +105,7 @@ def recent_comments(
     last = earlier.group_by("horse_id", "date").agg(pl.col("comment").tail(n))
     return {(horse, day): comments for horse, day, comments in last.iter_rows()}
 
+
 # %% ../../nbs/26b_semantic.facts.ipynb #cell013
 def _facts(
     kind: str, runner: dict, row: dict, comments: list[str], names: list[str] | None
@@ -108,6 +119,7 @@ def _facts(
     if names is None:
         facts |= {"name": runner[f"{kind}_name"], "date": str(runner["date"])}
     return facts
+
 
 # %% ../../nbs/26b_semantic.facts.ipynb #cell017
 def subjects(
@@ -128,6 +140,7 @@ def subjects(
                 asked[who] = Subject(*who, _facts(kind, runner, row, said, names))
     return list(asked.values())
 
+
 # %% ../../nbs/26b_semantic.facts.ipynb #cell021
 def fallbacks(
     card: pl.DataFrame,
@@ -143,6 +156,7 @@ def fallbacks(
                     score, trend or 0.0, confidence or 0.0, "form lines and comments", "fallback"
                 )
     return found
+
 
 # %% ../../nbs/26b_semantic.facts.ipynb #cell025
 def overlay(

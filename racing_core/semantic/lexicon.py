@@ -9,7 +9,18 @@ import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['LEXICON', 'TROUBLE', 'EFFORT', 'UNWELL', 'MIN_PAIRS', 'RIDGE', 'terms', 'events', 'learn_weights', 'learnt_scores']
+__all__ = [
+    "LEXICON",
+    "TROUBLE",
+    "EFFORT",
+    "UNWELL",
+    "MIN_PAIRS",
+    "RIDGE",
+    "terms",
+    "events",
+    "learn_weights",
+    "learnt_scores",
+]
 
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell005
 LEXICON: dict[str, tuple[str, str]] = {  # term: (Chinese, English)
@@ -148,6 +159,7 @@ LEXICON |= {
     "failed_trial": ("難以接受|試閘", r"must trial|unacceptable"),
 }
 
+
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell029
 def terms(
     comments: pl.Series,  # (n,) text, null where there is none
@@ -157,6 +169,7 @@ def terms(
     return pl.DataFrame({"text": text}).select(
         pl.col("text").str.contains(f"{zh}|{en}").alias(term) for term, (zh, en) in LEXICON.items()
     )
+
 
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell033
 TROUBLE = dict(
@@ -178,6 +191,7 @@ def _sum(weights: dict[str, float]) -> pl.Expr:
         (pl.col(t).cast(pl.Float64) * w for t, w in weights.items()), ignore_nulls=False
     )
 
+
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell037
 EFFORT = dict(
     strong_finish=1.0,
@@ -194,6 +208,7 @@ EFFORT = dict(
 
 
 UNWELL = ("blood", "heart", "lame", "breathing")
+
 
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell041
 def events() -> dict[str, pl.Expr]:
@@ -212,6 +227,7 @@ def events() -> dict[str, pl.Expr]:
         said_unwell=pl.any_horizontal(UNWELL).cast(pl.Float64),
         **{name: pl.col(term).cast(pl.Float64) for name, term in flags.items()},
     )
+
 
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell045
 MIN_PAIRS = 500  # before there are so many, a comment has no score
@@ -245,6 +261,7 @@ def learn_weights(
         Z = np.column_stack([np.ones(len(rows)), controls[rows], profile[before[rows]]])
         G, c = G + Z.T @ Z, c + Z.T @ y[rows]
     return known
+
 
 # %% ../../nbs/24b_semantic.lexicon.ipynb #cell050
 def _scored(profile: np.ndarray, quarter: np.ndarray, weights: dict[int, np.ndarray]) -> pl.Series:

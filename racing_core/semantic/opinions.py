@@ -30,7 +30,18 @@ from .scorer import Settings, Subject, budget_key
 from .student import Student, examples, learn
 
 # %% auto #0
-__all__ = ['SCORERS', 'Opinions', 'with_scores', 'origins', 'demand_coverage', 'matrix_of', 'account', 'scorer_of', 'distil']
+__all__ = [
+    "SCORERS",
+    "Opinions",
+    "with_scores",
+    "origins",
+    "demand_coverage",
+    "matrix_of",
+    "account",
+    "scorer_of",
+    "distil",
+]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell005
 def _days(runners: pl.DataFrame, frame: pl.DataFrame) -> zip:
@@ -44,6 +55,7 @@ def _who(today: pl.DataFrame) -> list[Subject]:
     day, known = today["date"][0], {kind: today[f"{kind}_id"].drop_nulls() for kind in REPLACED}
     ids = {kind: column.unique(maintain_order=True) for kind, column in known.items()}
     return [Subject(kind, i, day, {}) for kind in REPLACED for i in ids[kind]]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell009
 def _behind(busy: threading.Lock, work: Callable[[], None]) -> bool:
@@ -59,6 +71,7 @@ def _behind(busy: threading.Lock, work: Callable[[], None]) -> bool:
 
     threading.Thread(target=run, daemon=True).start()
     return True
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell011
 @dataclass(frozen=True)
@@ -115,6 +128,7 @@ class Opinions:
 
         return bool(self.settings.api_key) and _behind(self._busy, work)
 
+
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell018
 def with_scores(
     runners: pl.DataFrame,  # sorted by date
@@ -133,6 +147,7 @@ def with_scores(
         parts.append(overlay(today, facts, known, opinions.settings))
     return pl.concat(parts)
 
+
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell022
 def origins(
     frame: pl.DataFrame,  # from `with_scores`; plain features are the fallback's
@@ -142,6 +157,7 @@ def origins(
         return [dict.fromkeys(REPLACED, "fallback")] * len(frame)
     columns = frame.select(f"{kind}_origin" for kind in REPLACED)
     return [dict(zip(REPLACED, row, strict=True)) for row in columns.iter_rows()]
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell025
 def demand_coverage(
@@ -164,6 +180,7 @@ def demand_coverage(
         " cannot have read it",
     )
 
+
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell028
 SCORERS = ("fallback", "model")
 
@@ -184,6 +201,7 @@ def matrix_of(
     frame = with_scores(starts, frame, opinions)
     demand_coverage(frame, remembered=remembered)
     return frame
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell032
 def account(
@@ -216,12 +234,14 @@ def account(
         may_remember=float(before),
     )
 
+
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell036
 def scorer_of(
     scores: dict,  # what `account` said when a bundle was trained; {} of a bundle without
 ) -> str:  # of SCORERS
     "Who scored the rows that a bundle was trained on."
     return scores.get("scorer", scores.get("mind", "fallback"))
+
 
 # %% ../../nbs/29b_semantic.opinions.ipynb #cell039
 def _lessons(today: pl.DataFrame, facts: pl.DataFrame, opinions: Opinions | None) -> list:

@@ -19,8 +19,23 @@ from urllib.parse import urlparse
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'KINDS', 'TEXT_LIMIT', 'Settings', 'Subject', 'Score', 'clean', 'messages', 'schema', 'parse',
-           'worst_usd', 'usage_usd', 'budget_key', 'era', 'hide']
+__all__ = [
+    "PROMPT_VERSION",
+    "KINDS",
+    "TEXT_LIMIT",
+    "Settings",
+    "Subject",
+    "Score",
+    "clean",
+    "messages",
+    "schema",
+    "parse",
+    "worst_usd",
+    "usage_usd",
+    "budget_key",
+    "era",
+    "hide",
+]
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell005
 PROMPT_VERSION = "1"
@@ -39,6 +54,7 @@ def _setting(variable: str, kind: str, text: str) -> Any:
         return _READ.get(kind, str)(text)
     except (ValueError, KeyError) as e:
         raise BadInput("a setting cannot be read", got=text, expected=kind, where=variable) from e
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell008
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Settings:
     def scorer(self) -> tuple[str, str, bool]:
         "Who answers: another model, another prompt or hidden names are another scorer."
         return self.model, PROMPT_VERSION, self.anonymise
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell012
 KINDS = {
@@ -118,6 +135,7 @@ class Subject:
         "Cache key of the answer for the day, where a predictor looks without knowing the facts."
         return "llm:" + _hash(settings.scorer, self.kind, self.id, self.day)
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell017
 @dataclass(frozen=True)
 class Score:
@@ -129,6 +147,7 @@ class Score:
     explanation: str
     origin: str  # model, cache, fallback or student
     model: str | None = None  # that answered
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell021
 TEXT_LIMIT = 400  # characters of any one text
@@ -154,6 +173,7 @@ def _cleaned(value: Any) -> Any:
         return [_cleaned(v) for v in value]
     return clean(value) if isinstance(value, str) else value
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell025
 _SYSTEM = (
     "You assess one subject of a horse race for a statistical model. {question} "
@@ -177,6 +197,7 @@ def messages(subject: Subject) -> list[dict]:
         {"role": "user", "content": f"<data>\n{data}\n</data>"},
     ]
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell029
 _RANGES = {"score": (0, 1), "trend": (-1, 1), "confidence": (0, 1)}
 
@@ -197,6 +218,7 @@ def schema(subject: Subject) -> dict:
         "required": list(properties),
         "additionalProperties": False,
     }
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell033
 _LONGEST = 4000  # characters of a reply that we are ready to read
@@ -239,6 +261,7 @@ def parse(
         else None
     )
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell037
 def worst_usd(subject: Subject, settings: Settings) -> float:
     "The most that one attempt can cost."
@@ -259,6 +282,7 @@ def budget_key(now: datetime) -> str:
     "The day's account."
     return f"llm-usd:{now:%Y-%m-%d}"
 
+
 # %% ../../nbs/25_semantic.scorer.ipynb #cell041
 def era(
     day: date,  # of the race
@@ -268,6 +292,7 @@ def era(
     if settings.cutoff is None:
         return "unknown"
     return "before_cutoff" if day <= settings.cutoff else "after_cutoff"
+
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell044
 def hide(

@@ -19,7 +19,7 @@ from .lexicon import LEXICON
 from .scorer import Score, Subject
 
 # %% auto #0
-__all__ = ['Lesson', 'Student', 'learn', 'examples']
+__all__ = ["Lesson", "Student", "learn", "examples"]
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell005
 _TERMS = {term: re.compile(f"{zh}|{en}") for term, (zh, en) in LEXICON.items()}
@@ -42,6 +42,7 @@ def _said(subject: Subject) -> np.ndarray:
     weight = 2.0 ** np.arange(len(comments))
     return weight @ found / max(weight.sum(), 1.0)
 
+
 # %% ../../nbs/26a_semantic.student.ipynb #cell009
 @dataclass(frozen=True)
 class Lesson:
@@ -59,6 +60,7 @@ class Lesson:
         x = np.array([known.get(name, np.nan) for name in self.figures])
         z = np.clip((x - self.mean) / self.scale, -4, 4)
         return np.concatenate([[1.0], np.nan_to_num(z), np.isnan(x), _said(subject)])
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell013
 _ANSWER = ("score", "trend", "confidence")
@@ -81,6 +83,7 @@ def _lesson(subjects: list[Subject], answers: list[Score], l2: float) -> Lesson:
     penalty = np.diag(np.r_[1e-9, np.full(Z.shape[1] - 1, l2)])
     weights = np.linalg.solve(Z.T @ Z + penalty, Z.T @ Y)
     return replace(lesson, weights=weights.round(9).tolist())
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell018
 _LOW, _HIGH = np.array([0.0, -1.0, 0.0]), np.array([1.0, 1.0, 1.0])
@@ -116,6 +119,7 @@ class Student:
                 "no student there", got=type(e).__name__, expected=expected, where=str(file)
             ) from e
 
+
 # %% ../../nbs/26a_semantic.student.ipynb #cell024
 def learn(
     examples: Iterable[tuple[Subject, Score]],  # subjects and what a teacher said of them
@@ -130,6 +134,7 @@ def learn(
         raise BadInput("nothing to learn from", got="no example", expected=expected)
     pairs = {kind: map(list, zip(*by_kind[kind], strict=True)) for kind in sorted(by_kind)}
     return Student({kind: _lesson(*of_kind, l2) for kind, of_kind in pairs.items()})
+
 
 # %% ../../nbs/26a_semantic.student.ipynb #cell029
 def examples(

@@ -19,8 +19,21 @@ from ..errors import BadInput
 from .contract import Card, Combination, Prediction
 
 # %% auto #0
-__all__ = ['STRATEGIES', 'OF_THE_POOL', 'SEVERAL_WIN', 'Terms', 'Orders', 'Line', 'lines', 'stakes', 'Bet', 'Slip', 'outcome',
-           'slips']
+__all__ = [
+    "STRATEGIES",
+    "OF_THE_POOL",
+    "SEVERAL_WIN",
+    "Terms",
+    "Orders",
+    "Line",
+    "lines",
+    "stakes",
+    "Bet",
+    "Slip",
+    "outcome",
+    "slips",
+]
+
 
 # %% ../../nbs/81c_serving.bets.ipynb #terms
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ STRATEGIES: dict[str, Callable[[Terms], Strategy]] = {
 }
 OF_THE_POOL = ("pool_kelly", "isaacs")
 
+
 # %% ../../nbs/81c_serving.bets.ipynb #orders
 def _slots(pool: str, places: int | None, size: int) -> Iterator[tuple[int, ...]]:
     "The finishing places, counted from 0, that the runners of a bet may fill."
@@ -119,6 +133,7 @@ class Orders:
         "Chance that a bet wins."
         return float(min(1.0, sum(self.chance[at].sum() for at in self.won_by(pool, runners))))
 
+
 # %% ../../nbs/81c_serving.bets.ipynb #lines
 class Line(NamedTuple):
     "Something that could be backed."
@@ -151,6 +166,7 @@ def lines(
         for o in offers
     ]
     return found
+
 
 # %% ../../nbs/81c_serving.bets.ipynb #decide
 SEVERAL_WIN = ("place", "quinella_place")
@@ -193,6 +209,7 @@ def stakes(
     caps = staking.cap(terms.cap), staking.cap_race(terms.cap_race), staking.cap_day(terms.cap_day)
     last = staking.decide(every, lambda bets: first, caps)
     return staking.Decision(wanted, cuts | last.cuts, last.stake)
+
 
 # %% ../../nbs/81c_serving.bets.ipynb #slip
 @dataclass(frozen=True)
@@ -237,6 +254,7 @@ class Slip:
         "Plain values."
         return asdict(self) | dict(chances=[c.model_dump() for c in self.chances])
 
+
 # %% ../../nbs/81c_serving.bets.ipynb #result
 def outcome(
     answer: Prediction,
@@ -271,6 +289,7 @@ def _paid(bets: Sequence[Bet], answer: Prediction, terms: Terms) -> list[float]:
     price = {r.runner_no: float(q) for r, q in zip(field, left, strict=True)}
     return [price[b.runners[0]] if b.pool == "win" else b.odds for b in bets]
 
+
 # %% ../../nbs/81c_serving.bets.ipynb #why
 def _why(
     card: Card, answer: Prediction, offered: list[Line], staked: bool, terms: Terms
@@ -298,6 +317,7 @@ def _why(
     if terms.strategy in OF_THE_POOL and {x.pool for x in offered} - {"win"}:
         said.append(f"{terms.strategy} stakes in the win pool only: no other pool's size is known")
     return said
+
 
 # %% ../../nbs/81c_serving.bets.ipynb #slips
 def slips(

@@ -14,7 +14,15 @@ from ..features.matrix import History
 from .contract import Card
 
 # %% auto #0
-__all__ = ['MAX_BODY', 'STALE_DAYS', 'check_source', 'time_warnings', 'card_warnings', 'known', 'stranger_warnings']
+__all__ = [
+    "MAX_BODY",
+    "STALE_DAYS",
+    "check_source",
+    "time_warnings",
+    "card_warnings",
+    "known",
+    "stranger_warnings",
+]
 
 # %% ../../nbs/81_serving.guard.ipynb #cell005
 MAX_BODY = (
@@ -36,6 +44,7 @@ def check_source(
             do="leave it out or send the card to that source's model",
         )
 
+
 # %% ../../nbs/81_serving.guard.ipynb #cell008
 STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
 
@@ -43,22 +52,20 @@ STALE_DAYS = 60  # most racing programmes turn over a form cycle in two months
 def time_warnings(
     date: dt.date,  # of the card
     trained_until: dt.date,  # last day the bundle knows
+    remembers_from: dt.date,  # first day that it can answer as of that day
 ) -> list[str]:
     "Is the card from the bundle's past, or long after it?"
     if date <= trained_until:
-        return [
-            f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
-            " and forgets horses that have run on or after the card's date"
-        ]
-    age = (date - trained_until).days
-    return (
-        [
-            f"stale: the model's last race day is {trained_until}, {age} days before the card;"
-            " train a new one"
-        ]
-        if age > STALE_DAYS
-        else []
-    )
+        forgets = " and forgets horses that have run on or after the card's date"
+        past = f"not a forecast: the card is of {date}, the model knows races until {trained_until}"
+        return [past + (forgets if date < remembers_from else "")]
+    if (age := (date - trained_until).days) <= STALE_DAYS:
+        return []
+    return [
+        f"stale: the model's last race day is {trained_until}, {age} days before the card;"
+        " train a new one"
+    ]
+
 
 # %% ../../nbs/81_serving.guard.ipynb #cell011
 _USUAL_M = {"flat": (800, 4400)}  # over obstacles:
@@ -79,6 +86,7 @@ def card_warnings(card: Card) -> list[str]:
             f"odds are left aside: there are none for runner {', '.join(map(str, unpriced))}"
         )
     return said
+
 
 # %% ../../nbs/81_serving.guard.ipynb #cell014
 def known(

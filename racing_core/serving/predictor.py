@@ -6,30 +6,41 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
-from ..release.bundle import Bundle
 from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
-from ..pipeline import answered
+from ..pipeline import ANSWERS, answered
+from ..release.bundle import Bundle
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
-from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
+from racing_core.serving.contract import (
+    EXAMPLE,
+    Card,
+    Prediction,
+    Ranked,
+    RunnerIn,
+    card_frame,
+    ranks,
+)
+from .explain import Explanation, explain
 from .places import with_places
 
 # %% auto #0
-__all__ = ['sample_card', 'Predictor']
+__all__ = ["sample_card", "Answer", "Predictor"]
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell005
 def sample_card(
     starts: pl.DataFrame,  # the wide frame
     race_id: str,
 ) -> Card:
-    "The card of a race that has been run, with its closing odds."
+    "The card of a stored race, with its closing odds; `BadInput` where it cannot be one."
     rows = starts.filter(pl.col("race_id") == race_id).with_columns(
         jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id")
     )
@@ -37,26 +48,74 @@ def sample_card(
         raise BadInput("no such race", got=race_id, expected="a race_id of the store")
     runners = rows.select(c for c in RunnerIn.model_fields if c in rows.columns).to_dicts()
     race = rows.select(c for c in Card.model_fields if c in rows.columns).row(0, named=True)
-    return Card.model_validate(race | dict(runners=runners))
+    try:
+        return Card.model_validate(race | dict(runners=runners))
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        field, got = ".".join(map(str, first["loc"])) or "card", str(first["input"])[:80]
+        what = f"a stored race that is no card: {field}: {first['msg']}"
+        raise BadInput(what, got=got, where=race_id) from e
+
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell009
+@dataclass(frozen=True)
+class Answer:
+    "What one bundle makes of one card."
+
+    card: Card
+    runners: pl.DataFrame  # a row per starter, by runner_no, with the pre-race columns
+    features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
+    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
+    probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
+    stage: str  # the answered one, of ANSWERS
+
+    @property
+    def p(self) -> np.ndarray:  # (n,)
+        "The win probabilities of the answered stage."
+        return self.probabilities[self.stage]
+
+    def at(
+        self,
+        stage: str | None,  # of ANSWERS; None: the best informed
+    ) -> Answer:
+        "The same answer by another stage; `BadInput` where that stage has nothing to say."
+        there = [s for s in ANSWERS if s in self.probabilities]
+        if stage not in (None, *there):
+            do = "with prices answers who was trained with them, where every starter has one"
+            raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
+        return replace(self, stage=stage or answered(self.probabilities))
+
+
+# %% ../../nbs/82_serving.predictor.ipynb #cell011
 @dataclass(frozen=True)
 class Predictor:
     "Answers cards with one bundle."
 
     bundle: Bundle
-    opinions: Opinions | None = (
-        None  # read where the bundle was trained on a language model's scores; nobody is asked
-    )
+    opinions: Opinions | None = None  # read where the bundle listens to a model; nobody is asked
 
     @classmethod
     def of(cls, bundle: Bundle, home: Home) -> Predictor:
         """With the home's cache of semantic scores, where the bundle listens to a language model;
         no other opens it."""
-        return cls(
-            bundle,
-            Opinions.of(home) if scorer_of(bundle.manifest.get("scores", {})) == "model" else None,
-        )
+        listens = scorer_of(bundle.manifest.get("scores", {})) == "model"
+        return cls(bundle, Opinions.of(home) if listens else None)
+
+    @property
+    def source(self) -> str:
+        "Whose races the bundle was trained on."
+        return self.bundle.manifest["source"]
+
+    @property
+    def trained_until(self) -> dt.date:
+        "Last day of which the bundle knows results."
+        return dt.date.fromisoformat(self.bundle.manifest["trained_until"])
+
+    @property
+    def remembers_from(self) -> dt.date:
+        "First day whose cards are answered as of that day."
+        day = self.bundle.manifest.get("remembers_from")
+        return dt.date.fromisoformat(day) if day else self.trained_until + dt.timedelta(1)
 
     @property
     def speaks(self) -> bool:
@@ -68,98 +127,100 @@ class Predictor:
             and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
         )
 
-    def _look(self, card: Card) -> tuple[pl.DataFrame, np.ndarray | None, pl.DataFrame]:
-        guard.check_source(card, self.bundle.manifest["source"])
-        runners, odds = card_frame(card, self.bundle.manifest["source"])
-        columns = None if self.speaks else self.bundle.pipeline.columns
-        frame = compute(runners, self.bundle.history, columns)
-        return (
-            runners,
-            odds,
-            with_scores(runners, frame, self.opinions, self.bundle.student)
-            if self.speaks
-            else frame,
-        )
+    def look(
+        self,
+        card: Card,
+        stage: str | None = None,  # of ANSWERS; the best informed by default
+    ) -> Answer:
+        "All that is known of a card; `BadInput` for a card of another source."
+        guard.check_source(card, self.source)
+        runners, odds = card_frame(card, self.source)
+        pipeline = self.bundle.pipeline
+        columns = None if self.speaks else pipeline.columns  # scores replace some of them
+        features = compute(runners, self.bundle.history, columns)
+        if self.speaks:
+            features = with_scores(runners, features, self.opinions, self.bundle.student)
+        p = pipeline.predict(matrix(features, pipeline.columns), odds)
+        return Answer(card, runners, features, odds, p, answered(p)).at(stage)
 
-    def predict(self, card: Card) -> Prediction:
+    def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
-        frame, odds, features = self._look(card)
-        p = self.bundle.pipeline.predict(matrix(features), odds)
-        stage = answered(p)
-        known = guard.known(frame, self.bundle.history, "horse", "horse_id")
-        rank, m = ranks(p[stage]), self.bundle.manifest
-        market, by = p.get("market", [None] * len(frame)), origins(features)
-        ranked = [
-            self._ranked(r, rank[i], p[stage][i], market[i], known_horse=known[i], scored_by=by[i])
-            for i, r in enumerate(card.starters)
-        ]
-        if not known.any():  # then the prices know more than we do
-            ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
-        ranked.sort(key=lambda r: (r.rank, r.runner_no))
-        answer = Prediction(
-            race_id=frame["race_id"][0],
-            model=m["name"],
-            version=m["version"],
-            stage=stage,
-            ranked=ranked,
-            warnings=self._warnings(card, frame),
-        )
-        return with_places(answer, card, self.bundle.stage_powers.get(stage))
+        return self.prediction(self.look(card, stage))
 
-    @staticmethod
-    def _ranked(
-        runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object
-    ) -> Ranked:
-        return Ranked(
-            rank=rank,
-            runner_no=runner.runner_no,
-            horse_id=runner.horse,
-            horse_name=runner.horse_name,
-            win_probability=p,
-            fair_odds=1 / p if p else None,
-            odds=runner.odds,
-            market_probability=market,
-            edge=None if market is None else p * runner.odds - 1,
-            **facts,
+    def explain(self, card: Card, stage: str | None = None, top: int | None = None) -> Explanation:
+        "What moved each starter, by default of the stage that `predict` answers with."
+        return self.explanation(self.look(card, stage), top)
+
+    def prediction(self, answer: Answer) -> Prediction:
+        "An answer as it is sent."
+        manifest, history = self.bundle.manifest, self.bundle.history
+        told = Prediction(
+            race_id=answer.runners["race_id"][0],
+            model=manifest["name"],
+            version=manifest["version"],
+            stage=answer.stage,
+            ranked=_ranked(answer, guard.known(answer.runners, history, "horse", "horse_id")),
+            warnings=self._warnings(answer),
         )
+        return with_places(told, answer.card, self.bundle.stage_powers.get(answer.stage))
+
+    def explanation(self, answer: Answer, top: int | None = None) -> Explanation:
+        "Why an answer is as it is; `top` movers of each runner, all by default."
+        a = answer
+        return explain(self.bundle.pipeline, a.features, a.probabilities, a.stage, a.odds, top)
+
+    def warm(self) -> None:
+        "Answer the example card, so that the first client does not wait for lazy imports."
+        self.predict(Card.model_validate(EXAMPLE))
 
     def ask_later(self, card: Card, now: dt.datetime) -> bool:  # was anybody asked?
         """Have the language model asked about a card, if it is one that this bundle listens to;
         waits for nobody."""
         return self.speaks and self.opinions.ask_later(
-            card_frame(card, self.bundle.manifest["source"])[0], self.bundle.history, now
+            card_frame(card, self.source)[0], self.bundle.history, now
         )
 
-    def _warnings(self, card: Card, frame: pl.DataFrame) -> list[str]:
-        until = dt.date.fromisoformat(self.bundle.manifest["trained_until"])
+    def _warnings(self, answer: Answer) -> list[str]:
+        bundle = self.bundle
         return (
-            guard.time_warnings(card.date, until)
-            + guard.card_warnings(card)
-            + guard.stranger_warnings(frame, self.bundle.history)
+            guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
+            + guard.card_warnings(answer.card)
+            + guard.stranger_warnings(answer.runners, bundle.history)
         )
 
-    def explain(
-        self,
-        card: Card,
-        top: int = 5,  # how many features for each runner
-    ) -> list[
-        dict
-    ]:  # runner_no, horse_id, reasons: list of feature, value, effect (on the utility, against the race's mean)
-        "The features that moved each starter most, largest first, from form alone."
-        X = matrix(self._look(card)[2])
-        names, effects = self.bundle.pipeline.contributions(X)
-        value = {c: X.values[:, j] for j, c in enumerate(X.columns)}
-        values = np.stack([value.get(name, np.full(len(X), np.nan)) for name in names], axis=1)
 
-        def reasons(i: int) -> list[dict]:
-            largest = np.argsort(-np.abs(effects[i]), kind="stable")[:top]
-            read = ((names[j], values[i, j], effects[i, j]) for j in largest)
-            return [
-                dict(feature=name, value=None if np.isnan(v) else float(v), effect=float(e))
-                for name, v, e in read
-            ]
+def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
+    "The starters, likeliest first."
+    market = answer.probabilities.get("market", [None] * len(answer.runners))
+    facts = zip(
+        answer.card.starters,
+        ranks(answer.p).tolist(),
+        answer.p.tolist(),
+        map(_plain, market),
+        known,
+        origins(answer.features),
+        strict=True,
+    )
+    ranked = [_line(r, rank, p, m, known_horse=k, scored_by=by) for r, rank, p, m, k, by in facts]
+    if not known.any():  # then the prices know more than we do
+        ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
+    return sorted(ranked, key=lambda r: (r.rank, r.runner_no))
 
-        return [
-            dict(runner_no=r.runner_no, horse_id=r.horse, reasons=reasons(i))
-            for i, r in enumerate(card.starters)
-        ]
+
+def _plain(x: float | None) -> float | None:
+    return None if x is None else float(x)
+
+
+def _line(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
+    return Ranked(
+        rank=rank,
+        runner_no=runner.runner_no,
+        horse_id=runner.horse,
+        horse_name=runner.horse_name,
+        win_probability=p,
+        fair_odds=1 / p if p else None,
+        odds=runner.odds,
+        market_probability=market,
+        edge=None if market is None else p * runner.odds - 1,
+        **facts,
+    )
