@@ -1,4 +1,4 @@
-"""Time and memory of the rooms between features and bets, on a simulated history: python benchmarks/rooms.py --races 6400"""
+"""Time and memory of the simulator and the rooms up to the bets: python benchmarks/rooms.py --races 6400"""
 
 import argparse
 import resource
@@ -36,7 +36,8 @@ def main() -> None:
         print(f"{step:44}{time.perf_counter() - began:9.2f} s{peak:9.0f} MB", flush=True)
         return result
 
-    starts = simulate(args.races, args.seed).starts()
+    world = timed(f"simulate {args.races:,} races", lambda: simulate(args.races, args.seed))
+    starts = world.starts()
     X, y, race = matrix(build(starts)), Outcomes.of(starts), st.race_codes(starts)
     p, position = starts["true_p"].to_numpy(), st.positions(starts)
     print(f"{args.races:,} races, {len(X):,} starters, {len(X.columns)} features")
@@ -46,6 +47,9 @@ def main() -> None:
     timed(f"collinear columns of {Z.shape[1]}", lambda: MulticollinearityReducer().fit(Z, won))
     timed("select 30 columns", lambda: FeatureSelector().fit(Z[:, :60], won))
     powers = timed("stage powers of four places", lambda: exotics.fit(p, position, race))
+    for n in (2, 3):
+        timed(f"place chances, {n} places", lambda n=n: exotics.place(p, race, n))
+    timed("every trifecta, Henery", lambda: exotics.pool(p, race, "trifecta", exotics.henery))
     for name, model in (
         ("Harville", exotics.harville),
         ("stage powers", exotics.stage_powers(powers)),

@@ -1,7 +1,8 @@
-"""How much of what a wrong market gives up is recovered: python benchmarks/simulator.py --races 20000 --inefficiency 0.03
+"""How much of what a wrong market gives up is recovered: python benchmarks/simulator.py --races 20000
 
-Gains are expectations under the true probabilities, so that luck of the test races is not counted. `learnable` is the gain of the
-public's own belief without its habits; the rest of the oracle's gain is hidden from everybody by accidents.
+Gains are expectations under the true probabilities, so that luck of the test races is not counted.
+`learnable` is the gain of the public's own belief without its habits; the rest of the oracle's gain
+is hidden from everybody by accidents. `--inefficiency` is what the market gives up, .03 by default.
 """
 
 import argparse

@@ -139,9 +139,7 @@ def fit_once(
 class Scores:
     "Out-of-fold scores of several models."
 
-    values: (
-        np.ndarray
-    )  # (n, models) utilities less the race's mean, nan where no fold scored the row
+    values: np.ndarray  # (n, models) utilities less the race's mean, nan where no fold scored
     names: tuple[str, ...]
     seconds: dict[str, float]  # spent on each model when it was fitted, all folds together
     sizes: dict[str, int]  # bytes of each model's last fit

@@ -35,12 +35,8 @@ _OUTCOME = [
 
 
 def starts_frame(
-    tables: dict[
-        str, pl.DataFrame
-    ],  # canonical tables; `races` and `runners` at least, the others where there are any
-    truth: (
-        pl.DataFrame | None
-    ) = None,  # race_id, runner_no, true_p: the oracle's win probability, where there is an oracle
+    tables: dict[str, pl.DataFrame],  # canonical tables; `races` and `runners` at least
+    truth: pl.DataFrame | None = None,  # race_id, runner_no, true_p, where there is an oracle
 ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
     """Races, runners, weather, results, closing odds and first running position of every starter;
     non-runners are left out."""

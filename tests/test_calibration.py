@@ -1,4 +1,4 @@
-"""Calibrators from outside: what every one of them must keep, whatever it was fitted on, and that none is chosen by chance."""
+"""Calibrators from outside: what each must keep, whatever it was fitted on; none is chosen by chance."""
 
 import json
 

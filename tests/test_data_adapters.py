@@ -167,16 +167,17 @@ def test_a_start_without_its_race_or_a_race_told_twice_is_set_aside(tmp_path):
     )
 
 
-def real(source, shared_data, tmp_path_factory):
-    if not (shared_data / source).is_dir():
-        pytest.skip(f"no {source} results in {shared_data}")
+def real(source, shared_data, tmp_path_factory, file=""):
+    results = shared_data / source / file
+    if not results.exists():
+        pytest.skip(f"no {source} results at {results}")
     home = Home(tmp_path_factory.mktemp(source), "")
-    account = ingest(source, shared_data / source, home)
+    account = ingest(source, results, home)
     assert (
         account.rows_read
         == account.duplicates + account.quarantined + account.non_runners + account.starters
     )
-    assert not ingest(source, shared_data / source, home).changed
+    assert not ingest(source, results, home).changed
     return account, Store(home, source)
 
 
@@ -221,7 +222,7 @@ def test_real_racing_post_export(shared_data, tmp_path_factory):
 
 
 def test_real_exchange(shared_data, tmp_path_factory):
-    account, store = real("betfair", shared_data, tmp_path_factory)
+    account, store = real("betfair", shared_data, tmp_path_factory, "anz_thoroughbreds.parquet")
     starts = store.starts()
     assert counts(account) == (61091, 232, 0, 60859, 6160, 9)
     assert overround(starts).mean() == pytest.approx(1.004, abs=0.001)
@@ -231,6 +232,20 @@ def test_real_exchange(shared_data, tmp_path_factory):
         and shares["odds"] == shares["distance_m"] == 1
     )
     assert shares["position"] == pytest.approx((6160 + 9) / 60859)
+
+
+def test_real_exchange_of_later_years(shared_data):
+    file = shared_data / "betfair" / "anz_2020_05_to_2023.parquet"
+    if not file.is_file():
+        pytest.skip(f"no such file: {file}")
+    done = betfair.parse(file)
+    account, races = done.reconciliation, done.tables["races"]
+    counted = ("rows_read", "duplicates", "quarantined", "starters", "races", "dead_heats_first")
+    assert [account[c] for c in counted] == [285377, 669, 0, 284708, 28942, 65]
+    assert races["off_utc"].null_count() == 0
+    assert races["date"].dt.strftime("%Y-%m").n_unique() == 19  # months are missing in between
+    closing = done.tables["prices"].filter(pl.col("stage").cast(pl.String) == "closing")
+    assert overround(closing).mean() == pytest.approx(1.004, abs=0.001)
 
 
 def test_real_new_york(shared_data, tmp_path_factory):

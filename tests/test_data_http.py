@@ -1,4 +1,4 @@
-"""The one client for data sources against a real server on this machine that is slow, broken, busy, flooding or curious."""
+"""The client for data sources against a real local server that is slow, broken, busy, flooding, curious."""
 
 import asyncio
 import base64
@@ -101,7 +101,7 @@ def server(monkeypatch):
 
 
 def ask(server, *paths, limits=QUICK, cache=None, fresh_s=0.0, params=None):
-    "Answers or complaints, all asked at once; the client; the seconds it took."
+    "Answers or complaints, all asked at once, and the client."
 
     async def run():
         async with Client(
@@ -114,9 +114,7 @@ def ask(server, *paths, limits=QUICK, cache=None, fresh_s=0.0, params=None):
                 client,
             )
 
-    began = time.perf_counter()
-    answers, client = wait(run())
-    return answers, client, time.perf_counter() - began
+    return wait(run())
 
 
 def status(code, **headers):
@@ -166,14 +164,14 @@ def test_keys_reach_the_source(server):
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
 def test_a_stumble_is_tried_again(server, code):
     server.routes["/x"] = first(2, status(code))
-    (answer,), client, took = ask(server, "/x")
-    assert answer == {"fine": True} and client.requests == 3 and took < 2
+    (answer,), client = ask(server, "/x")
+    assert answer == {"fine": True} and client.requests == 3
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
 def test_a_refusal_is_final(server, code):
     server.routes["/x"] = status(code)
-    (e,), client, _ = ask(server, "/x")
+    (e,), client = ask(server, "/x")
     assert (
         isinstance(e, Unreachable)
         and f"status {code}" in str(e)
@@ -184,44 +182,44 @@ def test_a_refusal_is_final(server, code):
 
 def test_a_source_that_stays_down_is_given_up(server):
     server.routes["/x"] = status(500)
-    (e,), client, took = ask(server, "/x")
+    (e,), client = ask(server, "/x")
     assert (
-        isinstance(e, Unreachable)
-        and "status 500" in str(e)
-        and client.requests == QUICK.attempts
-        and took < 2
+        isinstance(e, Unreachable) and "status 500" in str(e) and client.requests == QUICK.attempts
     )
 
 
 def test_retry_after_is_honoured(server):
-    server.routes["/x"] = first(1, status(429, Retry_After=1))
-    (answer, _), _, took = ask(server, "/x", "/y")
-    assert answer == {"fine": True} and 1 <= took < 2
+    asked = []
+
+    def strict(h, q):
+        "Asks to be left alone for a second, and has done for good with whoever is back before."
+        asked.append(time.monotonic())
+        early = asked[-1] - asked[0] < 0.9
+        h.send({"fine": True}, 200 if not early else 429 if len(asked) == 1 else 403, Retry_After=1)
+
+    server.routes["/x"] = strict
+    (answer, _), client = ask(server, "/x", "/y", limits=Limits(timeout_s=9, deadline_s=20))
+    assert answer == {"fine": True} and len(asked) == 2 and client.requests == 3
 
 
 def test_a_pause_beyond_the_deadline_ends_the_question_at_once(server):
     server.routes["/x"] = status(429, Retry_After=3600)
-    (e,), client, took = ask(server, "/x")
-    assert isinstance(e, Unreachable) and "429" in str(e) and client.requests == 1 and took < 1
+    (e,), client = ask(server, "/x")
+    assert isinstance(e, Unreachable) and "429" in str(e) and client.requests == 1
 
 
 @pytest.mark.parametrize("route", [stalls, drips])
 def test_slow_answers_are_bounded_in_time(server, route):
     server.routes["/x"] = route
-    (e,), client, took = ask(server, "/x")
-    assert (
-        isinstance(e, Unreachable)
-        and "nothing in 0.6 s" in str(e)
-        and took < QUICK.deadline_s + 0.5
-    )
+    (e,), client = ask(server, "/x")
+    assert isinstance(e, Unreachable) and "nothing in 0.6 s" in str(e)
 
 
 def test_the_deadline_ends_everything(server):
     server.routes["/x"] = stalls
-    (e,), _, took = ask(
-        server, "/x", limits=Limits(timeout_s=0.4, deadline_s=1.0, attempts=50, backoff_s=0.01)
-    )
-    assert isinstance(e, Unreachable) and took < 1.6
+    short = Limits(timeout_s=0.4, deadline_s=1.0, attempts=50, backoff_s=0.01)
+    (e,), client = ask(server, "/x", limits=short)
+    assert isinstance(e, Unreachable) and 2 <= client.requests < 10
 
 
 @pytest.mark.parametrize(
@@ -231,13 +229,8 @@ def test_the_deadline_ends_everything(server):
 )
 def test_what_is_not_json_is_a_complaint(server, body):
     server.routes["/x"] = lambda h, q: h.send(body=body)
-    (e,), client, took = ask(server, "/x")
-    assert (
-        isinstance(e, Unreachable)
-        and "not JSON" in str(e)
-        and client.requests == QUICK.attempts
-        and took < 2
-    )
+    (e,), client = ask(server, "/x")
+    assert isinstance(e, Unreachable) and "not JSON" in str(e) and client.requests == QUICK.attempts
 
 
 def test_a_truncated_answer_is_asked_for_again(server):
@@ -260,11 +253,9 @@ def test_a_flood_is_stopped(server):
             sent.append(1)
 
     server.routes["/x"] = flood
-    (e,), client, took = ask(server, "/x")
+    (e,), client = ask(server, "/x")
     time.sleep(0.2)
-    assert (
-        isinstance(e, Unreachable) and "too large" in str(e) and client.requests == 1 and took < 2
-    )
+    assert isinstance(e, Unreachable) and "too large" in str(e) and client.requests == 1
     assert len(sent) < 500, "the server could send most of its flood"
 
 
@@ -283,12 +274,11 @@ def test_a_packed_flood_is_stopped(server):
 def test_nobody_there():
     with contextlib.closing(Loopback()) as server:
         pass
-    (e,), client, took = ask(server, "/x")
+    (e,), client = ask(server, "/x")
     assert (
         isinstance(e, Unreachable)
         and "ConnectError" in str(e)
         and client.requests == QUICK.attempts
-        and took < 2
     )
 
 
@@ -302,15 +292,19 @@ def test_a_redirect_carries_no_key_away(server):
 
 
 def test_questions_are_spaced_but_not_one_by_one(server):
+    asked = []
+
     def slowly(h, q):
-        time.sleep(0.3)
-        h.send({"fine": True})
+        "Takes its time, and turns the fourth away when it comes with the first."
+        asked.append(time.monotonic())
+        crowded = len(asked) == 4 and asked[-1] - asked[0] < 0.3
+        time.sleep(0.7)
+        h.send({"fine": True}, 429 if crowded else 200)
 
     server.routes["/x"] = slowly
-    answers, _, took = ask(
-        server, *["/x"] * 11, limits=Limits(timeout_s=2, deadline_s=5, per_second=20)
-    )
-    assert answers == [{"fine": True}] * 11 and 0.75 <= took < 2 and server.most > 2
+    spaced = Limits(timeout_s=9, deadline_s=20, per_second=5)
+    answers, client = ask(server, *["/x"] * 6, limits=spaced)
+    assert answers == [{"fine": True}] * 6 and client.requests == 6 and server.most > 2
 
 
 def test_the_cache_answers_while_it_is_fresh(server, tmp_path):
@@ -390,7 +384,7 @@ def test_no_key_in_any_log_error_or_file(server, tmp_path, caplog, capfd):
         "/slow": stalls,
         "/cut": cut,
     }
-    answers, client, _ = ask(server, *server.routes, "/gone", cache=tmp_path, fresh_s=60)
+    answers, client = ask(server, *server.routes, "/gone", cache=tmp_path, fresh_s=60)
     assert answers[0] == {"fine": True} and answers[1] == echo
     complaints = [e for e in answers if isinstance(e, RacingError)]
     assert len(complaints) == 5

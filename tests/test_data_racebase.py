@@ -9,8 +9,8 @@ from racing_core.data.store import Store
 from racing_core.errors import BadInput
 
 HEAD = (
-    "race_id,race"
-    " date,course,distance,going,horse,jockey,trainer,position,odds,avg_perf_index_L5,weighted_form_score,days_since_last,silks\n"
+    "race_id,race date,course,distance,going,horse,jockey,trainer,position,odds,"
+    "avg_perf_index_L5,weighted_form_score,days_since_last,silks\n"
 )
 ROWS = [
     "77,2021-05-01,Ascot,1m2f,Good to Firm,Zola,A Rider,B Trainer,1,5/2,0.61,71.5,21,red\n",

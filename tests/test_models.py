@@ -1,9 +1,10 @@
-"""Models, market and pipeline from outside: the battery on another world, exact gradients, weights that can be computed by hand."""
+"""Models, market and pipeline from outside: the battery on another world, gradients, weights by hand."""
 
 import json
 from dataclasses import dataclass
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,16 @@ from racing_core.features.matrix import Matrix, build, matrix
 from racing_core.folds import Races
 from racing_core.market import likelihood_weights, market_utility, power_of
 from racing_core.metrics import mcfadden_r2
-from racing_core.models.base import CHECKS, KINDS, Outcomes, load_model, relative, save_model
+from racing_core.models.base import (
+    CHECKS,
+    KINDS,
+    Outcomes,
+    check_model,
+    check_save_load,
+    load_model,
+    relative,
+    save_model,
+)
 from racing_core.models.boosted import CatBoostYetiRank, LightGBMClassifier, XGBoostPairwise
 from racing_core.models.classic import (
     LogisticRegression,
@@ -75,7 +85,34 @@ def test_every_kind_is_in_this_battery():
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("kind", MODELS)
 def test_battery(kind, check, season):
-    check(MODELS[kind], *season[:2])
+    check_model(MODELS[kind], *season[:2], checks=(check,))
+
+
+def test_a_strangers_model_is_told_what_it_fails(season):
+    @dataclass
+    class Stranger(ConditionalLogit):
+        kind = "stranger"
+
+        def _contributions(self, Z):
+            return np.ones_like(Z) * np.arange(len(Z))[:, None]
+
+        def _save(self, folder):
+            raise OSError("no room")
+
+    try:
+        with pytest.raises(BadInput, match="2 of 9") as refusal:
+            check_model(lambda: Stranger(l2=20), *season[:2])
+    finally:
+        del KINDS["stranger"]
+    said = str(refusal.value)
+    assert "check_contributions" in said and "check_save_load (OSError: no room)" in said
+    assert "check_offset" not in said and check_save_load.__doc__ in said
+    with pytest.raises(BadInput, match="give both"):
+        check_model(ConditionalLogit, season[0])
+
+
+def test_the_battery_has_races_of_its_own():
+    check_model(lambda: ConditionalLogit(l2=20))
 
 
 def without_each(model, X):

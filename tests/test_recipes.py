@@ -1,4 +1,4 @@
-"""Recipes from outside: each becomes a bundle, is promoted and answers a card; a stack comes back from disk the same."""
+"""Recipes from outside: each becomes a bundle, is promoted and answers a card; a stack comes back the same."""
 
 import io
 import json

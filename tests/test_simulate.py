@@ -1,7 +1,5 @@
 """The simulated world from outside: reproducible, consistent with itself, and with probabilities that are true."""
 
-import time
-
 import numpy as np
 import polars as pl
 import pytest
@@ -190,9 +188,7 @@ def test_effects_can_be_switched_off():
 
 
 def test_big_worlds_fit():
-    began = time.perf_counter()
     made = simulate(10_000, seed=0)
-    assert time.perf_counter() - began < 30
     races = made.tables["races"]
     assert (races["date"].max() - races["date"].min()).days < 6.1 * 365
     runs = (

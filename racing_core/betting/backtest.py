@@ -20,6 +20,7 @@ __all__ = [
 
 # %% ../../nbs/53_betting.backtest.ipynb #cell002
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -43,27 +44,30 @@ from ..odds import implied
 OPTIMISTIC = "optimistic: chosen and settled at the same closing price"
 
 
-def _day(
-    bets: Bets,
-    win: np.ndarray,
-    odds: np.ndarray,
-    strategy: Strategy,
-    controls: tuple[Control, ...],
-    commission: float,
-    takeout: float,
-    rebate: float,
-):
+@dataclass(frozen=True)
+class _Terms:
+    "What is bet and how it is paid; `run` says what each of them is."
+
+    strategy: Strategy | None = None
+    controls: Sequence[Control] = (cap(0.05),)
+    bankroll: float = 10_000
+    commission: float = 0.0
+    settle_odds: np.ndarray | None = None
+    pool: np.ndarray | None = None
+    takeout: float = 0.175
+    rebate: float = 0.0
+
+
+def _day(bets: Bets, win: np.ndarray, odds: np.ndarray, terms: _Terms):
     "Stakes and returns of a day, in bankrolls."
-    stake = stakes(bets, strategy, controls)
+    stake = stakes(bets, terms.strategy or fractional_kelly(), tuple(terms.controls))
     stake = stake / max(stake.sum(), 1)
     if bets.pool is not None:
         at = Bets(bets.p, odds, bets.race, bets.day, bets.pool)
-        odds = np.maximum(
-            odds * price_after(stake, at, takeout) / price_after(np.zeros(len(stake)), at, takeout),
-            1.001,
-        )
-    returned = settle_win(stake, odds, win, commission)
-    return stake, returned + rebate * np.maximum(stake - returned, 0)
+        before, after = (price_after(s, at, terms.takeout) for s in (np.zeros(len(stake)), stake))
+        odds = np.maximum(odds * after / before, 1.001)
+    returned = settle_win(stake, odds, win, terms.commission)
+    return stake, returned + terms.rebate * np.maximum(stake - returned, 0)
 
 
 def _walk(
@@ -72,53 +76,28 @@ def _walk(
     win: np.ndarray,
     race: np.ndarray,
     day: np.ndarray,
-    strategy: Strategy | None = None,
-    controls: Sequence[Control] = (cap(0.05),),
-    bankroll: float = 10_000,
-    commission: float = 0.0,
-    settle_odds: np.ndarray | None = None,
-    pool: np.ndarray | None = None,
-    takeout: float = 0.175,
-    rebate: float = 0.0,
+    terms: _Terms,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "Days, day code, money staked and returned on each row, and the bankroll after each day."
-    p, odds, win, race = (
-        np.asarray(p, float),
-        np.asarray(odds, float),
-        np.asarray(win, float),
-        np.asarray(race),
-    )
+    p, odds, win = (np.asarray(x, float) for x in (p, odds, win))
+    settle = odds if terms.settle_odds is None else np.asarray(terms.settle_odds, float)
+    race = np.asarray(race)
     days, code = np.unique(by_race(day, race)[race], return_inverse=True)
-    settle = odds if settle_odds is None else np.asarray(settle_odds, float)
-    staked, returned, after, left = (
-        np.zeros(len(p)),
-        np.zeros(len(p)),
-        np.zeros(len(days)),
-        float(bankroll),
-    )
-    order = np.lexsort((race, code))
+    staked, returned, after = np.zeros(len(p)), np.zeros(len(p)), np.zeros(len(days))
+    left, order = float(terms.bankroll), np.lexsort((race, code))
     for d, rows in enumerate(np.split(order, np.flatnonzero(np.diff(code[order])) + 1)):
         if left > 0:
-            depth = None if pool is None else np.asarray(pool, float)[rows] / left
-            bets = Bets(
-                p[rows], odds[rows], np.unique(race[rows], return_inverse=True)[1], pool=depth
-            )
-            stake, back = _day(
-                bets,
-                win[rows],
-                settle[rows],
-                strategy or fractional_kelly(),
-                tuple(controls),
-                commission,
-                takeout,
-                rebate,
-            )
+            depth = None if terms.pool is None else np.asarray(terms.pool, float)[rows] / left
+            races = np.unique(race[rows], return_inverse=True)[1]
+            bets = Bets(p[rows], odds[rows], races, pool=depth)
+            stake, back = _day(bets, win[rows], settle[rows], terms)
             staked[rows], returned[rows] = left * stake, left * back
             left = max(left + (returned[rows] - staked[rows]).sum(), 0.0)
         after[d] = left
     return days, code, staked, returned, after
 
 
+# %% ../../nbs/53_betting.backtest.ipynb #cell006
 def run(
     p: np.ndarray,  # (n,) win probability
     odds: np.ndarray,  # (n,) decimal odds the bets are chosen at, nan if there is no price
@@ -129,31 +108,14 @@ def run(
     controls: Sequence[Control] = (cap(0.05),),  # applied to every stake
     bankroll: float = 10_000,  # money at the start
     commission: float = 0.0,  # share of the profit of a bet
-    settle_odds: (
-        np.ndarray | None
-    ) = None,  # (n,) decimal odds the bets are paid at; `odds` by default, which is optimistic
-    pool: (
-        np.ndarray | None
-    ) = None,  # (n,) money in the win pool of the race; own stakes then lower the price
+    settle_odds: np.ndarray | None = None,  # (n,) odds paid; `odds` by default, which is optimistic
+    pool: np.ndarray | None = None,  # (n,) money in the race's pool; own stakes lower the price
     takeout: float = 0.175,  # share of that pool the operator keeps
     rebate: float = 0.0,  # share of losing stakes paid back
 ) -> pl.DataFrame:  # a row per race day: day, races, bets, turnover, profit, bankroll (at its end)
     "Bet every race day in order, each from the bankroll the day before left."
-    days, code, staked, returned, after = _walk(
-        p,
-        odds,
-        win,
-        race,
-        day,
-        strategy,
-        controls,
-        bankroll,
-        commission,
-        settle_odds,
-        pool,
-        takeout,
-        rebate,
-    )
+    terms = _Terms(strategy, controls, bankroll, commission, settle_odds, pool, takeout, rebate)
+    days, code, staked, returned, after = _walk(p, odds, win, race, day, terms)
     return pl.DataFrame(
         {
             "day": days,
@@ -175,7 +137,7 @@ def ledger(
     **terms,  # as for `run`
 ) -> pl.DataFrame:  # a row per bet, by day and race: day, race, row, p, odds, win, stake, returned
     "The bets behind a path."
-    days, code, staked, returned, _ = _walk(p, odds, win, race, day, **terms)
+    days, code, staked, returned, _ = _walk(p, odds, win, race, day, _Terms(**terms))
     row = np.lexsort((race, code))
     row = row[staked[row] > 0]
     columns = dict(p=p, odds=odds, win=win, stake=staked, returned=returned)
@@ -185,26 +147,22 @@ def ledger(
     )
 
 
-# %% ../../nbs/53_betting.backtest.ipynb #cell013
+# %% ../../nbs/53_betting.backtest.ipynb #cell014
 def figures(
     path: pl.DataFrame,  # from `run`
-    label: str = OPTIMISTIC,  # how far the figures can be believed; say so if the settling price was another
+    label: str = OPTIMISTIC,  # how far the figures can be believed, by the price that settled
     n: int = 1000,  # bootstrap repetitions
     seed: int = 0,
-) -> dict:  # plain numbers, ready for JSON; the returns are None without a bet, the year's ratio without dates
-    """Bets, turnover, profit, return on turnover with its 95% interval, growth, deepest fall,
-    Sharpe's ratio and longest losing run."""
+) -> dict:  # plain numbers; returns are None without a bet, the year's ratio without dates
+    "Turnover, return with its 95% interval, growth, deepest fall, Sharpe's ratio, losing run."
     if path.is_empty():
-        raise BadInput(
-            "no race day to account for", got="an empty path", expected="at least one day"
-        )
+        expected = "at least one day"
+        raise BadInput("no race day to account for", got="an empty path", expected=expected)
     bankroll = np.append(path["bankroll"][0] - path["profit"][0], path["bankroll"])
     turnover = path["turnover"].sum()
-    roi = (
-        bootstrap_ratio(path["profit"], path["turnover"], path["day"], n, seed)
-        if turnover > 0
-        else None
-    )
+    roi = None
+    if turnover > 0:
+        roi = bootstrap_ratio(path["profit"], path["turnover"], path["day"], n, seed)
     return {
         "label": label,
         "days": path.height,
@@ -221,16 +179,12 @@ def figures(
 
 def _risk(path: pl.DataFrame) -> dict:
     "Sharpe's ratio (1994) of a bet day and of a year, and the longest run of losing bet days."
-    bet = path.with_columns(before=pl.col("bankroll") - pl.col("profit")).filter(
-        pl.col("bets") > 0, pl.col("before") > 0
-    )
+    bet = path.with_columns(before=pl.col("bankroll") - pl.col("profit"))
+    bet = bet.filter(pl.col("bets") > 0, pl.col("before") > 0)
     daily = (bet["profit"] / bet["before"]).to_numpy()
-    ratio = (
-        float(daily.mean() / daily.std(ddof=1))
-        if len(daily) > 2 and daily.std(ddof=1) > 0
-        else None
-    )
-    a_year = None
+    ratio = a_year = None
+    if len(daily) > 2 and daily.std(ddof=1) > 0:
+        ratio = float(daily.mean() / daily.std(ddof=1))
     if path["day"].dtype.is_temporal() and len(bet):
         a_year = len(bet) / (((path["day"].max() - path["day"].min()).days + 1) / 365.25)
     whole = ratio is not None and a_year is not None
@@ -243,22 +197,20 @@ def _risk(path: pl.DataFrame) -> dict:
 
 
 def longest_run(
-    lost: np.ndarray,  # (m,) bool, in order: of days, or `ledger["returned"] < ledger["stake"]` of bets
+    lost: np.ndarray,  # (m,) bool, in order, of days or of bets (`returned < stake`)
 ) -> int:
     "Length of the longest unbroken run of losses."
     ends = np.flatnonzero(~np.concatenate([[False], np.asarray(lost, bool), [False]]))
     return int(np.diff(ends).max(initial=1) - 1)
 
 
-# %% ../../nbs/53_betting.backtest.ipynb #cell016
+# %% ../../nbs/53_betting.backtest.ipynb #cell017
 def _returns(part: pl.DataFrame, profit: str, turnover: str, n: int, seed: int) -> dict:
     "Turnover, profit and return with its interval."
     total = part[turnover].sum()
-    roi = (
-        bootstrap_ratio(part[profit], part[turnover], part["day"], n, seed)
-        if total > 0
-        else (None, None, None)
-    )
+    roi = (None, None, None)
+    if total > 0:
+        roi = bootstrap_ratio(part[profit], part[turnover], part["day"], n, seed)
     return dict(turnover=total, profit=part[profit].sum(), roi=roi[0], low=roi[1], high=roi[2])
 
 
@@ -280,15 +232,7 @@ def by_year(
 
 def by_odds(
     bets: pl.DataFrame,  # from `ledger`
-    edges: tuple[float, ...] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-        np.inf,
-    ),  # decimal odds, each band from one up to below the next
+    edges: tuple[float, ...] = (1, 2, 4, 8, 16, 32, np.inf),  # decimal odds at which bands begin
     n: int = 1000,  # bootstrap repetitions
     seed: int = 0,
 ) -> pl.DataFrame:  # from, to, bets, won, expected (by p), turnover, profit, roi, low, high
@@ -296,20 +240,13 @@ def by_odds(
     bets, rows = bets.with_columns(profit=pl.col("returned") - pl.col("stake")), []
     for low, high in pairwise(edges):
         part = bets.filter(pl.col("odds") >= low, pl.col("odds") < high)
-        rows.append(
-            {
-                "from": float(low),
-                "to": float(high),
-                "bets": len(part),
-                "won": part["win"].sum(),
-                "expected": part["p"].sum(),
-            }
-            | _returns(part, "profit", "stake", n, seed)
-        )
+        band = {"from": float(low), "to": float(high), "bets": len(part)}
+        chances = {"won": part["win"].sum(), "expected": part["p"].sum()}
+        rows.append(band | chances | _returns(part, "profit", "stake", n, seed))
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-# %% ../../nbs/53_betting.backtest.ipynb #cell019
+# %% ../../nbs/53_betting.backtest.ipynb #cell020
 def drawn(
     p: np.ndarray,  # (n,) win chances
     race: np.ndarray,  # (n,) race codes
@@ -332,9 +269,7 @@ def placebos(
     draws: int = 20,  # worlds to draw
     seed: int = 0,
     **terms,  # as for `run`
-) -> (
-    pl.DataFrame
-):  # world (real, drawn from the market, the market's own chances), draw, bets, roi, growth
+) -> pl.DataFrame:  # world (real, drawn from the market, the market's own), draw, bets, roi, growth
     "The same strategy where it can win, and where it cannot."
     q, rows = implied(odds, race), []
     worlds = [("real", 0, p, win), ("the market's own chances", 0, q, win)]
@@ -345,28 +280,20 @@ def placebos(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-# %% ../../nbs/53_betting.backtest.ipynb #cell022
+# %% ../../nbs/53_betting.backtest.ipynb #cell023
 def stage_odds(
     starts: pl.DataFrame,  # race_id and runner_no of each starter
     prices: pl.DataFrame,  # canonical table
     stage: str,  # when the price stood, such as opening or closing
 ) -> np.ndarray:  # (n,) decimal odds, nan if there is none
     "Prices of one moment beside the starters."
-    if stage not in (known := prices["stage"].cast(pl.String).unique().to_list()):
-        raise BadInput(
-            "no price of that moment is stored",
-            got=stage,
-            expected=", ".join(sorted(known)) or "prices",
-        )
-    then = prices.filter(pl.col("stage").cast(pl.String) == stage).select(
-        "race_id", "runner_no", "odds"
-    )
-    return (
-        starts.select("race_id", "runner_no")
-        .join(then, on=["race_id", "runner_no"], how="left", maintain_order="left")["odds"]
-        .fill_null(np.nan)
-        .to_numpy()
-    )
+    moment, key = pl.col("stage").cast(pl.String), ["race_id", "runner_no"]
+    if stage not in (known := prices.select(moment.unique()).to_series().to_list()):
+        expected = ", ".join(sorted(known)) or "prices"
+        raise BadInput("no price of that moment is stored", got=stage, expected=expected)
+    then = prices.filter(moment == stage).select(*key, "odds")
+    beside = starts.select(key).join(then, on=key, how="left", maintain_order="left")
+    return beside["odds"].fill_null(np.nan).to_numpy()
 
 
 def next_price(
@@ -374,37 +301,28 @@ def next_price(
     prices: pl.DataFrame,  # canonical table
     chosen: str = "opening",  # the price that is seen
     settled: str = "closing",  # the price that is paid
-) -> tuple[
-    dict[str, np.ndarray], str
-]:  # odds and settle_odds for `run`, and the label for `figures`
+) -> tuple[dict[str, np.ndarray], str]:  # odds and settle_odds for `run`, label for `figures`
     "Choose at one price, settle at a later one; a runner that lacks either cannot be backed."
     seen, paid = (stage_odds(starts, prices, stage) for stage in (chosen, settled))
     seen = np.where(np.isnan(paid), np.nan, seen)
-    return dict(
-        odds=seen, settle_odds=paid
-    ), f"chosen at the {chosen} price, settled at the {settled} price"
+    label = f"chosen at the {chosen} price, settled at the {settled} price"
+    return dict(odds=seen, settle_odds=paid), label
 
 
-# %% ../../nbs/53_betting.backtest.ipynb #cell025
+# %% ../../nbs/53_betting.backtest.ipynb #cell026
 def bet_everything(
     odds: np.ndarray,  # (n,) decimal odds, nan if there is no price
     win: np.ndarray,  # (n,) 1/k for each of k winners, else 0
     race: np.ndarray,  # (n,) race codes
-) -> dict[
-    str, float
-]:  # unit_on_each, to_return_unit: profit per unit staked; races used; unpriced races left out
+) -> dict[str, float]:  # profit per unit: unit_on_each, to_return_unit; races used; unpriced ones
     "Return on turnover of backing every starter, in two ways of staking."
     odds, unpriced = np.asarray(odds, float), np.bincount(race, np.isnan(odds)) > 0
     kept = ~unpriced[race]
     if not kept.any():
-        raise BadInput(
-            "no race with a price for every starter",
-            got=f"{unpriced.sum()} races without",
-            expected="at least one",
-        )
+        got = f"{unpriced.sum()} races without"
+        raise BadInput("no race with a price for every starter", got=got, expected="at least one")
     result = {"races": int((~unpriced).sum()), "unpriced": int(unpriced.sum())}
     for name, stake in (("unit_on_each", np.ones(kept.sum())), ("to_return_unit", 1 / odds[kept])):
-        result[name] = float(
-            settle_win(stake, odds[kept], np.asarray(win)[kept]).sum() / stake.sum() - 1
-        )
+        returned = settle_win(stake, odds[kept], np.asarray(win)[kept])
+        result[name] = float(returned.sum() / stake.sum() - 1)
     return result

@@ -133,8 +133,9 @@ def reserve_rate(
 ) -> np.ndarray:  # (n,) share of the bankroll that its race keeps back
     """Smallest (1 − Σp) / (1 − Σ1/odds) over the runners of highest p·odds.
 
-    Kelly 1956 (Bell System Technical Journal 35, 'gambler with track take'); Smoczynski and Tomkins 2010
-    (Mathematical Scientist 35, 'An explicit solution to the problem of optimizing the allocations of a bettor's wealth').
+    Kelly 1956 (Bell System Technical Journal 35, 'gambler with track take'); Smoczynski and
+    Tomkins 2010 (Mathematical Scientist 35, 'An explicit solution to the problem of optimizing the
+    allocations of a bettor's wealth').
     """
     return _lowest(
         np.nan_to_num(1 + bets.edge),
@@ -200,8 +201,9 @@ def isaacs(
 ) -> Strategy:
     """Stakes of highest expected profit when they move the price.
 
-    Isaacs 1953 (American Mathematical Monthly 60, 'Optimal horse race bets'): √(p·s)/μ − s on runners with money s, where
-    μ² is the smallest ((1 − rebate)/(1 − takeout) − Σp) / (money on the others) over the runners of highest p/s.
+    Isaacs 1953 (American Mathematical Monthly 60, 'Optimal horse race bets'): √(p·s)/μ − s on
+    runners with money s, where μ² is the smallest ((1 − rebate)/(1 − takeout) − Σp) / (money on
+    the others) over the runners of highest p/s.
     """
     if not 0 <= rebate <= takeout < 1:
         raise BadInput(
@@ -226,10 +228,11 @@ def pool_kelly(
     fraction: float = 0.25,  # of the full stake
     takeout: float = 0.175,  # share of the pool the operator keeps
 ) -> Strategy:
-    """Largest expected log of the bankroll when the stake moves its own price, each runner as if it were the only bet.
+    """Largest expected log of the bankroll when the stake moves its own price.
 
-    Hausch, Ziemba and Rubinstein 1981 (Management Science 27, 'Efficiency of the market for racetrack betting'), for the win
-    pool; the root of the derivative by bisection, since wealth is concave in the stake.
+    Each runner is bet as if it were the only one. Hausch, Ziemba and Rubinstein 1981 (Management
+    Science 27, 'Efficiency of the market for racetrack betting'), for the win pool; the root of
+    the derivative by bisection, since wealth is concave in the stake.
     """
 
     def stake(bets: Bets) -> np.ndarray:

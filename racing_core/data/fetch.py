@@ -22,6 +22,7 @@ from ..config import Home, write_whole
 from . import racingapi, weather
 from .base import Parsed, Quarantine
 from .http import Limits, Unreachable, wait
+from .racejson import parse
 from .store import Store, _as_date, write
 from ..errors import BadInput
 
@@ -37,9 +38,7 @@ class Span:
     done: date
 
 
-def spans(
-    store: Store,
-) -> dict[str, Span]:  # kind, and regions where some were chosen, to days done
+def spans(store: Store) -> dict[str, Span]:  # kind, and regions if chosen, to days done
     "The cursors of a store; an unreadable file counts as none, because asking again does no harm."
     try:
         stored = json.loads((store.folder / CURSOR).read_text(encoding="utf-8"))
@@ -101,17 +100,16 @@ _EMPTY = dict(races=0, runners=0, quarantined=0, missed=0, unmapped=[], failures
 
 def _add(a: dict, b: dict) -> dict:
     "Two accounts in one."
-    return {
-        k: list(dict.fromkeys(v + b[k]))
-        if isinstance(v, list)
-        else v or b[k]
-        if isinstance(v, bool)
-        else v + b[k]
-        for k, v in a.items()
-    }
+
+    def joined(x, y):
+        if isinstance(x, list):
+            return list(dict.fromkeys(x + y))
+        return x or y if isinstance(x, bool) else x + y
+
+    return {k: joined(v, b[k]) for k, v in a.items()}
 
 
-# %% ../../nbs/19a_data.fetch.ipynb #cell010
+# %% ../../nbs/19a_data.fetch.ipynb #cell011
 NAMES = {"card": "racingapi_cards", "results": "racingapi"}
 _WEEK = timedelta(days=7)
 
@@ -143,38 +141,29 @@ class _Job:
         "Clients of the sources that this kind asks."
         if self.kind == "weather":
             return weather.clients(self.env, self.cache, self.limits)
-        return {
-            "racingapi": racingapi.client(self.kind, self.plan, self.env, self.cache, self.limits)
-        }
+        client = racingapi.client(self.kind, self.plan, self.env, self.cache, self.limits)
+        return {"racingapi": client}
 
 
+# %% ../../nbs/19a_data.fetch.ipynb #cell012
 async def _lists(job: _Job, clients: dict, since: date, until: date) -> dict:
     "Download and store the cards or results of some days."
-    settled = until <= job.today - timedelta(days=2)
-    pages = await racingapi.download(
-        clients["racingapi"],
-        job.kind,
-        job.plan,
-        since,
-        until,
-        job.today,
-        job.regions,
-        30 * 86400 if settled else 300,
-    )
-    done = racingapi.parse(pages, job.kind)
+    ask, days = clients["racingapi"], (since, until, job.today)
+    fresh_s = 30 * 86400 if until <= job.today - timedelta(days=2) else 300
+    pages = await racingapi.download(ask, job.kind, job.plan, *days, job.regions, fresh_s)
+    done = parse(pages, job.kind)
     counts = done.reconciliation
-    changed = bool(counts["races"] or len(done.quarantine)) and write(
-        job.store, replace(done, reconciliation={"source": job.kind, **counts}), job.now
-    )
+    named = replace(done, reconciliation={"source": job.kind, **counts})
     return _EMPTY | {
         "races": counts["races"],
         "runners": counts["kept"],
         "quarantined": counts["quarantined"],
-        "changed": changed,
+        "changed": bool(counts["races"] or len(done.quarantine))
+        and write(job.store, named, job.now),
     }
 
 
-# %% ../../nbs/19a_data.fetch.ipynb #cell012
+# %% ../../nbs/19a_data.fetch.ipynb #cell014
 def _with_weather(store: Store, found: pl.DataFrame, since: date, until: date) -> Parsed:
     "The stored races of these days with new weather."
     ids = found["race_id"].implode()
@@ -183,24 +172,11 @@ def _with_weather(store: Store, found: pl.DataFrame, since: date, until: date) -
         old = store.read(name, since, until)
         tables[name] = old.filter(pl.col("race_id").is_in(ids)) if name != "weather" else found
     faults = store.read("quarantine")
-    faults = (
-        faults.filter(pl.col("race_id").is_in(ids))
-        if "column" in faults.columns
-        else Quarantine().faults
-    )
-    nothing = dict.fromkeys(
-        (
-            "rows_read",
-            "duplicates",
-            "quarantined",
-            "non_runners",
-            "starters",
-            "kept",
-            "dead_heats_first",
-        ),
-        0,
-    )
-    return Parsed(tables, faults, {"source": "weather", "races": len(found), **nothing, "why": {}})
+    empty = "column" not in faults.columns
+    faults = Quarantine().faults if empty else faults.filter(pl.col("race_id").is_in(ids))
+    counts = "rows_read duplicates quarantined non_runners starters kept dead_heats_first".split()
+    account = {"source": "weather", "races": len(found), **dict.fromkeys(counts, 0), "why": {}}
+    return Parsed(tables, faults, account)
 
 
 async def _weather(job: _Job, clients: dict, since: date, until: date) -> dict:
@@ -209,15 +185,12 @@ async def _weather(job: _Job, clients: dict, since: date, until: date) -> dict:
     known = {row.pop("race_id"): row for row in old.iter_rows(named=True)}
     seen = await weather.observe(races, clients, job.now, known)
     fresh = seen.weather.join(old, on=seen.weather.columns, how="anti", nulls_equal=True)
-    changed = len(fresh) > 0 and write(
-        job.store, _with_weather(job.store, fresh, since, until), job.now
-    )
+    changed = False
+    if len(fresh):
+        changed = write(job.store, _with_weather(job.store, fresh, since, until), job.now)
     if seen.missed and seen.weather.is_empty():
-        raise Unreachable(
-            "no source of weather answers",
-            got="; ".join(seen.failures),
-            where=f"{since} to {until}",
-        )
+        got, where = "; ".join(seen.failures), f"{since} to {until}"
+        raise Unreachable("no source of weather answers", got=got, where=where)
     return _EMPTY | {
         "races": len(seen.weather),
         "missed": len(seen.missed),
@@ -227,27 +200,35 @@ async def _weather(job: _Job, clients: dict, since: date, until: date) -> dict:
     }
 
 
-# %% ../../nbs/19a_data.fetch.ipynb #cell014
+# %% ../../nbs/19a_data.fetch.ipynb #cell016
 _STEPS = {"card": _lists, "results": _lists, "weather": _weather}
 
 
 def _days(job: _Job, since: date | str | None, until: date | str | None) -> tuple[date, date]:
     "First day, and first day no longer wanted."
     ahead = {"card": 2, "results": 1, "weather": 6}[job.kind]
-    first = (
-        job.today - timedelta(days=1)
-        if job.kind == "weather"
-        or (job.kind, job.plan) in (("results", "standard"), ("results", "pro"))
-        else job.today
+    looks_back = job.kind == "weather" or (
+        job.kind == "results" and job.plan in ("standard", "pro")
     )
+    first = job.today - timedelta(days=int(looks_back))
     if job.kind == "weather" and since is None:
         stored = job.store.read("races")["date"].min()
         first = first if stored is None else stored
-    start, end = (
-        _start(job.store, job.key, _as_date(since), first),
-        _as_date(until) or job.today + timedelta(days=ahead),
-    )
+    start = _start(job.store, job.key, _as_date(since), first)
+    end = _as_date(until) or job.today + timedelta(days=ahead)
     return (max(start, job.today) if since is None and job.kind == "card" else start), end
+
+
+async def _step(job: _Job, clients: dict, since: date, until: date) -> dict:
+    "What some days bring; an error says where the next fetch goes on."
+    try:
+        return await _STEPS[job.kind](job, clients, since, until)
+    except Unreachable as e:
+        do = (
+            f"{e.do or 'try again'}; what came before {since} is stored, the same command"
+            " continues there"
+        )
+        raise Unreachable(e.what, got=e.got, expected=e.expected, where=e.where, do=do) from e
 
 
 async def _run(
@@ -261,19 +242,7 @@ async def _run(
         while at < until and not stopped:
             end = min(at + _WEEK, until)
             progress(f"{job.kind} {at} to {end - timedelta(days=1)}")
-            try:
-                step = await _STEPS[job.kind](job, clients, at, end)
-            except Unreachable as e:
-                raise Unreachable(
-                    e.what,
-                    got=e.got,
-                    expected=e.expected,
-                    where=e.where,
-                    do=(
-                        f"{e.do or 'try again'}; what came before {at} is stored, the same command"
-                        " continues there"
-                    ),
-                ) from e
+            step = await _step(job, clients, at, end)
             account, moving = _add(account, step), moving and not step["missed"]
             if moving and min(end, settled) > at:
                 _advance(job.store, job.key, at, min(end, settled))
@@ -281,62 +250,44 @@ async def _run(
             if time.perf_counter() - began > budget_s and at < until:
                 stopped = f"the {budget_s:g} s allowed are over; the same command continues at {at}"
         asked = {
-            "requests": sum(c.requests for c in clients.values()),
-            "remembered": sum(c.remembered for c in clients.values()),
+            counter: sum(getattr(c, counter) for c in clients.values())
+            for counter in ("requests", "remembered")
         }
     return account, asked | {"stopped": stopped, "seconds": round(time.perf_counter() - began, 2)}
 
 
+def _demand_kind(kind: str, name: str | None):
+    if kind not in _STEPS:
+        expected = f"one of {', '.join(_STEPS)}"
+        raise BadInput("nothing of this kind can be fetched", got=kind, expected=expected)
+    if kind == "weather" and not name:
+        do = "see `racing ingest --help`"
+        raise BadInput("whose weather?", expected="the name of a store", do=do)
+
+
+# %% ../../nbs/19a_data.fetch.ipynb #cell017
 def fetch(
     kind: str,  # card, results or weather
     home: Home,  # where the store is
     since: date | str | None = None,  # first day; where the last fetch stopped without
-    until: (
-        date | str | None
-    ) = None,  # first day no longer wanted; as far as the source reaches without
+    until: date | str | None = None,  # first day no longer wanted; the source's last without
     name: str | None = None,  # name in the store; for weather the store whose races want it
     regions: Iterable[str] = (),  # TheRacingAPI's region codes such as gb, ire, hk; all without
-    plan: (
-        str | None
-    ) = None,  # TheRacingAPI's plan: free, basic, standard, pro; RACING_API_PLAN, or free, without
-    env: (
-        Mapping[str, str] | None
-    ) = None,  # environment variables with keys and addresses; `os.environ` by default
+    plan: str | None = None,  # free, basic, standard, pro; `RACING_API_PLAN`, or free, without
+    env: Mapping[str, str] | None = None,  # keys and addresses; `os.environ` without
     now: datetime | None = None,  # the present, with its time zone
     limits: Limits | None = None,  # patience with the sources; their own limits without
     budget_s: float = 3600,  # begin no further week after this, seconds
     progress: Callable[[str], None] = lambda step: None,  # told what is being done
 ) -> Fetched:
     "Fetch one kind of data and store it, continuing where the last fetch of this kind stopped."
-    if kind not in _STEPS:
-        raise BadInput(
-            "nothing of this kind can be fetched", got=kind, expected=f"one of {', '.join(_STEPS)}"
-        )
-    if kind == "weather" and not name:
-        raise BadInput(
-            "whose weather?", expected="the name of a store", do="see `racing ingest --help`"
-        )
+    _demand_kind(kind, name)
     env, store = os.environ if env is None else env, Store(home, name or NAMES.get(kind, ""))
     chosen, plan = tuple(r.lower() for r in regions), plan or env.get(racingapi.PLAN) or "free"
-    job = _Job(
-        store,
-        kind,
-        plan,
-        chosen,
-        env,
-        now or datetime.now(UTC),
-        limits,
-        home.root / "cache" / "http",
-    )
+    cache = home.root / "cache" / "http"
+    job = _Job(store, kind, plan, chosen, env, now or datetime.now(UTC), limits, cache)
     first, end = _days(job, since, until)
     account, rest = wait(_run(job, first, end, budget_s, progress))
-    done = spans(store).get(job.key)
-    return Fetched(
-        kind,
-        store.source,
-        str(first),
-        str(end),
-        str(done.done if done else first),
-        **account,
-        **rest,
-    )
+    span = spans(store).get(job.key)
+    done = span.done if span else first
+    return Fetched(kind, store.source, str(first), str(end), str(done), **account, **rest)

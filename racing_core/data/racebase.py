@@ -58,16 +58,9 @@ def match_columns(
     "Which column is which, whatever the case, blank or underscore; each column serves once."
     low, taken = {c.strip().lower().replace(" ", "_"): c for c in reversed(found)}, {}
     for name, words in accepted.items():
-        hit = next(
-            (
-                low[w.lower()]
-                for w in words
-                if w.lower() in low and low[w.lower()] not in taken.values()
-            ),
-            None,
-        )
-        if hit is not None:
-            taken[name] = hit
+        present = [low[w.lower()] for w in words if w.lower() in low]
+        if free := [column for column in present if column not in taken.values()]:
+            taken[name] = free[0]
     return taken
 
 
@@ -87,9 +80,8 @@ def distance(e: pl.Expr) -> pl.Expr:
     miles, furlongs, yards = (
         e.str.extract(pattern, i).cast(pl.Float64).fill_null(0) for i in (1, 2, 3)
     )
-    imperial = pl.when(e.str.contains(pattern)).then(
-        miles * 1609.344 + furlongs * 201.168 + yards * 0.9144
-    )
+    metres = miles * 1609.344 + furlongs * 201.168 + yards * 0.9144
+    imperial = pl.when(e.str.contains(pattern)).then(metres)
     return pl.coalesce(metric, imperial).round().cast(pl.Int32)
 
 
@@ -104,15 +96,14 @@ def price(e: pl.Expr) -> pl.Expr:
 
 def _scale(values: pl.Enum, also: dict[str, str]) -> Callable[[pl.Expr], pl.Expr]:
     "A parser of words on a canonical scale: any case, blanks or hyphens between the parts."
-    words = {v: v for v in values.categories} | {
-        k.lower().replace("-", "_").replace(" ", "_"): v for k, v in also.items()
-    }
-    return lambda e: (
-        text(e)
-        .str.to_lowercase()
-        .str.replace_all(r"[\s-]+", "_")
-        .replace_strict(words, default=None, return_dtype=pl.String)
-    )
+    others = {k.lower().replace("-", "_").replace(" ", "_"): v for k, v in also.items()}
+    words = {v: v for v in values.categories} | others
+
+    def parse(e: pl.Expr) -> pl.Expr:
+        plain = text(e).str.to_lowercase().str.replace_all(r"[\s-]+", "_")
+        return plain.replace_strict(words, default=None, return_dtype=pl.String)
+
+    return parse
 
 
 # %% ../../nbs/13_data.racebase.ipynb #cell010
@@ -129,20 +120,9 @@ def _status(e: pl.Expr) -> pl.Expr:
     )
 
 
+_IDS = {f"{who}_id": f"{who}_name" for who in ("horse", "jockey", "trainer")}
 _PARSERS = {
-    **dict.fromkeys(
-        (
-            "name",
-            "horse_id",
-            "horse_name",
-            "jockey_id",
-            "jockey_name",
-            "trainer_id",
-            "trainer_name",
-            "sex",
-        ),
-        (text, "text"),
-    ),
+    **dict.fromkeys(("name", "sex", *_IDS, *_IDS.values()), (text, "text")),
     **dict.fromkeys(("race_no", "runner_no", "draw", "age"), (integer, "a whole number")),
     **dict.fromkeys(("prize", "rating"), (number, "a number")),
     "distance_m": (distance, "a distance like 1200, 6f or 1m2f"),
@@ -162,31 +142,22 @@ def _key_fields(columns: dict[str, str], given: dict) -> list[Field]:
 
 
 def _fields(columns: dict[str, str], given: dict) -> list[Field]:
-    """How each column that was found is read; a word or a price that is not understood is only lost
-    itself."""
+    "How each column that was found is read; a word or a price not understood is only lost itself."
     fields = [Field(name, columns[name], *how) for name, how in _PARSERS.items() if name in columns]
+    numbered = {str(i): f"class_{i}" for i in range(1, 8)}
     soft = {
         "odds": (price, "decimal or fractional odds"),
         "time_s": (lambda e: pl.coalesce(clock(e), number(e)), "a time like 1:34.80 or seconds"),
         "going": (_scale(GOING, given.get("going", {})), "a going; see [going] of the column map"),
         "surface": (_scale(SURFACE, {}), "turf, dirt or all_weather"),
-        "class_level": (
-            _scale(CLASS, {str(i): f"class_{i}" for i in range(1, 8)}),
-            "a class like class_4",
-        ),
+        "class_level": (_scale(CLASS, numbered), "a class like class_4"),
     }
-    fields += [
-        Field(name, columns[name], *how, whole=False)
-        for name, how in soft.items()
-        if name in columns
-    ]
-    place = columns["place"]
-    codes = "a position or one of " + " ".join(_CODES)
-    return [
-        *fields,
-        Field("status", place, _status, codes),
-        Field("position", place, integer, codes, tuple(_CODES)),
-    ]
+    found = [name for name in soft if name in columns]
+    fields += [Field(name, columns[name], *soft[name], whole=False) for name in found]
+    place, codes = columns["place"], "a position or one of " + " ".join(_CODES)
+    fields.append(Field("status", place, _status, codes))
+    fields.append(Field("position", place, integer, codes, tuple(_CODES)))
+    return fields
 
 
 # %% ../../nbs/13_data.racebase.ipynb #cell012
@@ -196,92 +167,73 @@ def _supplied(
     "Spare columns that hold numbers, and the names of those that do not."
     values = rows.select(number(pl.col(c)).alias(c) for c in spare)
     said = rows.select(text(pl.col(c)).alias(c) for c in spare)
-    good = [
-        c
-        for c in spare
-        if not (values[c].is_null() & said[c].is_not_null()).any() and values[c].count()
-    ]
-    side = numbered.select(
-        "file", "row", "race_id", "runner_no", point_in_time=pl.lit(point_in_time)
-    ).hstack(values.select(good))
+    worded = {c for c in spare if (values[c].is_null() & said[c].is_not_null()).any()}
+    good = [c for c in spare if c not in worded and values[c].count()]
+    key = ("file", "row", "race_id", "runner_no")
+    side = numbered.select(*key, point_in_time=pl.lit(point_in_time)).hstack(values.select(good))
     return side.filter(pl.col("runner_no").is_not_null()), [c for c in spare if c not in good]
 
 
+# %% ../../nbs/13_data.racebase.ipynb #cell013
 def _complete(out: pl.DataFrame, constants: dict) -> pl.DataFrame:
-    """Fill what follows from other columns: ids from names, numbers from order, kilograms from
-    pounds."""
-    for name, other in (
-        ("horse_id", "horse_name"),
-        ("jockey_id", "jockey_name"),
-        ("trainer_id", "trainer_name"),
-    ):
+    "Fill in ids from names, numbers from order, kilograms from pounds."
+    for name, other in _IDS.items():
         if name not in out.columns and other in out.columns:
             out = out.with_columns(pl.col(other).alias(name))
     if "weight_kg" not in out.columns and "weight_lbs" in out.columns:
         out = out.with_columns(weight_kg=(pl.col("weight_lbs") * 0.45359237).round(3))
     if "runner_no" not in out.columns:
-        out = out.with_columns(
-            runner_no=pl.col("horse_id").rank("ordinal").over("race_id").cast(pl.Int32)
-        )
+        by_name = pl.col("horse_id").rank("ordinal").over("race_id")
+        out = out.with_columns(runner_no=by_name.cast(pl.Int32))
     if "race_no" not in out.columns:
-        out = out.with_columns(
-            race_no=pl.col("race_id").rank("dense").over("date", "course").cast(pl.Int32)
-        )
+        by_id = pl.col("race_id").rank("dense").over("date", "course")
+        out = out.with_columns(race_no=by_id.cast(pl.Int32))
     if "odds" not in out.columns:
         out = out.with_columns(odds=pl.lit(None, pl.Float64))
     if "margin_lengths" in out.columns:
-        out = out.with_columns(
-            margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths")
+        behind = pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths")
+        out = out.with_columns(margin_lengths=behind)
+    fixed = {"source": "racebase"} | constants
+    return out.with_columns(**{k: pl.lit(v) for k, v in fixed.items()})
+
+
+# %% ../../nbs/13_data.racebase.ipynb #cell014
+def _mapped(found: list[str], given: dict, map_file: Path, where: Path) -> dict[str, str]:
+    "Canonical name to column, every required one among them."
+    columns = match_columns(found, given["required"] | given["optional"])
+    unmet = {name: words for name, words in given["required"].items() if name not in columns}
+    if unmet:
+        lost = [f"{name} (any of {', '.join(words)})" for name, words in unmet.items()]
+        do = f"write the names this source uses into a copy of {map_file} beside it"
+        raise BadInput(
+            "columns cannot be mapped", got=found, expected=lost, where=str(where), do=do
         )
-    return out.with_columns(
-        source=pl.lit("racebase"), **{k: pl.lit(v) for k, v in constants.items()}
-    )
+    return columns
 
 
-# %% ../../nbs/13_data.racebase.ipynb #cell013
 def parse(
-    path: (
-        str | Path
-    ),  # the CSV, or a folder of CSVs with the same columns; `racebase_columns.toml` beside them is the column map
+    path: str | Path,  # a CSV or a folder of them with the same columns, a column map beside or not
     progress: Callable[[str], None] = lambda step: None,  # told what is being done
 ) -> Parsed:
     "Read a flat collection; see `racing_core.data.base.assemble` for what is kept."
     given, map_file = column_map(path)
     progress("rows")
     files, quarantine = files_of(path, "racebase"), Quarantine()
-    found = list(
-        dict.fromkeys(c for f in files for c in read_file(f).columns if c not in ("file", "row"))
-    )
-    columns = match_columns(found, given["required"] | given["optional"])
-    if lost := [
-        f"{name} (any of {', '.join(words)})"
-        for name, words in given["required"].items()
-        if name not in columns
-    ]:
-        do = f"write the names this source uses into a copy of {map_file} beside it"
-        raise BadInput(
-            "columns cannot be mapped", got=found, expected=lost, where=str(files[0]), do=do
-        )
+    heads = dict.fromkeys(c for f in files for c in read_file(f).columns)
+    found = [c for c in heads if c not in ("file", "row")]
+    columns = _mapped(found, given, map_file, files[0])
     needed = [columns[name] for name in given["required"]]
     everything = read_rows(files, needed, [c for c in found if c not in needed], path)
     rows, duplicates = drop_duplicates(everything)
     key = insist(rows, _key_fields(columns, given))
     rows = rows.with_columns(race_id="racebase:" + key["native"])
     progress("checks")
-    out = _complete(
-        translate(rows, _fields(columns, given), quarantine).hstack(key.drop("native")),
-        given.get("constants", {}),
-    )
+    out = translate(rows, _fields(columns, given), quarantine).hstack(key.drop("native"))
+    out = _complete(out, given.get("constants", {}))
     spare = [c for c in found if c not in columns.values()]
     supplied, unmapped = _supplied(rows, out, spare, given["supplied"]["point_in_time"])
     why = {f"column not mapped: {c}": rows[c].count() for c in unmapped}
-    done = assemble(
-        out.drop("weight_lbs", strict=False),
-        quarantine,
-        len(everything),
-        duplicates,
-        {"supplied": supplied},
-        why,
-    )
+    out, more = out.drop("weight_lbs", strict=False), {"supplied": supplied}
+    done = assemble(out, quarantine, len(everything), duplicates, more, why)
     carried = {"columns": [c for c in spare if c not in unmapped], **given["supplied"]}
     return Parsed(done.tables, done.quarantine, done.reconciliation | {"supplied": carried})

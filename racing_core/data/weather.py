@@ -383,6 +383,29 @@ class Observed:
     failures: list[str]  # complaints, each once
 
 
+# %% ../../nbs/16_data.weather.ipynb #cell020
+async def _answers(
+    asked: Mapping[str, Client], questions: list[tuple], now: datetime
+) -> tuple[dict[tuple, pl.DataFrame], list[str]]:
+    "Readings by question where a source answered, and the complaints of those that did not."
+    said = await asyncio.gather(
+        *(_ask(asked[ANSWERS[q[0]].source], q, now) for q in questions), return_exceptions=True
+    )
+    if bugs := [e for e in said if isinstance(e, BaseException) and not isinstance(e, RacingError)]:
+        raise bugs[0]
+    answers = {q: a for q, a in zip(questions, said, strict=True) if not isinstance(a, RacingError)}
+    return answers, list(dict.fromkeys(str(e) for e in said if isinstance(e, RacingError)))
+
+
+def _readings(
+    mine: list[tuple], answers: dict[tuple, pl.DataFrame], order: list[str], off: datetime
+) -> list[dict]:
+    "What each origin said about the time of one race, the most trusted first."
+    frames = {o: [answers[q] for q in mine if q[0] == o and q in answers] for o in order}
+    lines = {o: pl.concat(parts).unique("at", keep="first") for o, parts in frames.items() if parts}
+    return [at_off(line.sort("at"), o, off) for o, line in lines.items()]
+
+
 async def observe(
     races: pl.DataFrame,  # race_id, jurisdiction, course, date, off_utc
     asked: Mapping[str, Client],  # what `clients` returns, opened
@@ -391,39 +414,20 @@ async def observe(
     preference: Iterable[str] = PREFERENCE,  # keys of ANSWERS, the most trusted first
 ) -> Observed:
     "The weather of many races at once."
-    known, order = known or {}, list(preference)
-    placed = [
-        (r, c) for r in races.iter_rows(named=True) if (c := locate(r["jurisdiction"], r["course"]))
-    ]
-    unmapped = sorted(
-        {r["course"] for r in races.iter_rows(named=True)} - {r["course"] for r, _ in placed}
-    )
+    known, order, listed = known or {}, list(preference), list(races.iter_rows(named=True))
+    placed = [(r, c) for r in listed if (c := locate(r["jurisdiction"], r["course"]))]
+    unmapped = sorted({r["course"] for r in listed} - {r["course"] for r, _ in placed})
     wanted = {r["race_id"]: _questions(r, c, now, asked) for r, c in placed}
     questions = list(dict.fromkeys(q for qs in wanted.values() for q in qs))
-    said = await asyncio.gather(
-        *(_ask(asked[ANSWERS[q[0]].source], q, now) for q in questions), return_exceptions=True
-    )
-    if bugs := [e for e in said if isinstance(e, BaseException) and not isinstance(e, RacingError)]:
-        raise bugs[0]
-    answers = {q: a for q, a in zip(questions, said, strict=True) if not isinstance(a, RacingError)}
+    answers, failures = await _answers(asked, questions, now)
     rows, missed = [], []
     for race, course in placed:
         mine, old = wanted[race["race_id"]], known.get(race["race_id"])
-        frames = {o: [answers[q] for q in mine if q[0] == o and q in answers] for o in order}
-        told = [
-            at_off(pl.concat(parts).unique("at", keep="first").sort("at"), o, _off(race, course))
-            for o, parts in frames.items()
-            if parts
-        ]
+        told = _readings(mine, answers, order, _off(race, course))
         observed_there = old is not None and "openweathermap" not in old["origin"]
         row = combine([old, *told] if observed_there else [*told, old])
         rows += [{"race_id": race["race_id"], **row}] if row else []
         if any(q not in answers for q in mine) and (row is None or None in row.values()):
             missed.append(race["race_id"])
     table = conform(pl.DataFrame(rows, schema=WEATHER.dtypes), WEATHER).sort("race_id")
-    return Observed(
-        table,
-        missed,
-        unmapped,
-        list(dict.fromkeys(str(e) for e in said if isinstance(e, RacingError))),
-    )
+    return Observed(table, missed, unmapped, failures)

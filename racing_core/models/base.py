@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -45,6 +46,8 @@ __all__ = [
     "check_missing",
     "check_contributions",
     "check_offset",
+    "season",
+    "check_model",
 ]
 
 
@@ -92,9 +95,7 @@ class Model:
     kind: ClassVar[str]  # name in files
     title: ClassVar[str]  # for people; its kind with blanks by default
     columns: tuple[str, ...] = ()  # what it was fitted on, in its own order
-    explains: ClassVar[bool] = (
-        True  # are there contributions that add up to its score? a model with attention alone has none
-    )
+    explains: ClassVar[bool] = True  # are there contributions that add up to its score?
     takes_offset: ClassVar[bool] = True  # can it start from a utility that is given?
     needs: ClassVar[
         dict[str, tuple[str, ...]]
@@ -110,18 +111,12 @@ class Model:
         self,
         X: Matrix,
         y: Outcomes,
-        offset: (
-            np.ndarray | None
-        ) = None,  # (n,) utility that is given, such as the market's; the model learns what it lacks
+        offset: np.ndarray | None = None,  # (n,) given utility, such as the market's
     ) -> Self:
-        "Learn; refuses a matrix without a single decided race."
+        "Learn what the offset lacks; refuses a matrix without a single decided race."
         if offset is not None and not self.takes_offset:
-            raise BadInput(
-                "this model cannot start from a given utility",
-                got="an offset",
-                expected="none",
-                where=f"fit of {self.kind}",
-            )
+            what, where = "this model cannot start from a given utility", f"fit of {self.kind}"
+            raise BadInput(what, got="an offset", expected="none", where=where)
         offset = np.zeros(len(X)) if offset is None else offset
         decided = race_sum(y.win, X.race) > 0
         if not decided.any():
@@ -243,6 +238,7 @@ def _permuted(X: Matrix, y: Outcomes, seed: int = 0) -> tuple[Matrix, Outcomes, 
 
 
 def _refused(call: Callable[[], object]) -> None:
+    "Demand that something is refused."
     try:
         call()
     except BadInput:
@@ -311,8 +307,7 @@ def check_contributions(make: Callable[[], Model], X: Matrix, y: Outcomes) -> No
 
 
 def check_offset(make: Callable[[], Model], X: Matrix, y: Outcomes) -> None:
-    """Given a utility that knows the finishing order, little is left to learn; a model that cannot
-    be given one says so."""
+    "Given a utility that knows the finishing order, little is left to learn, or it is refused."
     order = -10 * np.nan_to_num(y.position, nan=99)
     if not make().takes_offset:
         return _refused(lambda: make().fit(X, y, offset=order))
@@ -331,3 +326,45 @@ CHECKS = (
     check_contributions,
     check_offset,
 )
+
+
+# %% ../../nbs/30_models.base.ipynb #cell016
+def season(
+    races: int = 600,  # simulated, of which the later half is kept
+    seed: int = 202,
+) -> tuple[Matrix, Outcomes]:
+    "A small simulated season with every registered feature."
+    from racing_core.features.matrix import build, matrix
+    from racing_core.simulate import simulate
+
+    starts = simulate(races, seed).starts()
+    late = starts["date"] > starts["date"].median()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no in-running comments")  # nobody writes any there
+        frame = build(starts)
+    return matrix(frame.filter(late)), Outcomes.of(starts.filter(late))
+
+
+def check_model(
+    make: Callable[[], Model],  # makes a model that is not fitted, such as `lambda: MyModel()`
+    X: Matrix | None = None,  # races to fit; those of `season` without
+    y: Outcomes | None = None,  # what became of them
+    checks: tuple[Callable, ...] = CHECKS,  # the whole battery without
+) -> None:
+    "Run the battery on a model, a stranger's too; `BadInput` names the checks that it fails."
+    if (X is None) != (y is None):
+        do = "give both, or neither for a simulated season"
+        raise BadInput("half of what a model is checked on", expected="matrix and outcomes", do=do)
+    X, y = season() if X is None or y is None else (X, y)
+    failed = []
+    for check in checks:
+        try:
+            check(make, X, y)
+        except Exception as e:
+            why = str(e).splitlines()[:1] if not isinstance(e, AssertionError) else []
+            failed.append((check, ": ".join([type(e).__name__, *why]), e))
+    if failed:
+        got = "; ".join(f"{check.__name__} ({why})" for check, why, _ in failed)
+        expected = " ".join(check.__doc__ for check, _, _ in failed)
+        what = f"the model fails {len(failed)} of {len(checks)} checks"
+        raise BadInput(what, got=got, expected=expected) from failed[0][2]
