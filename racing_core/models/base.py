@@ -180,9 +180,9 @@ def kind_of(
     kind: str,  # name in files
 ) -> type[Model] | None:
     "The class of a kind; the rooms of the models are looked through before none is said."
-    if kind not in KINDS:
-        for room in iter_modules(import_module("racing_core.models").__path__):
-            import_module(f"racing_core.models.{room.name}")
+    rooms = iter_modules(import_module("racing_core.models").__path__)
+    while kind not in KINDS and (room := next(rooms, None)):  # some wake heavy libraries
+        import_module(f"racing_core.models.{room.name}")
     return KINDS.get(kind)
 
 

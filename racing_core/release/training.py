@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ..config import Home
@@ -24,13 +25,15 @@ from ..pipeline import recipe as recipe_of
 from ..records import to_json
 from .bundle import Origin, write
 from ..semantic.opinions import Opinions, account, matrix_of, school
+from ..semantic.student import Student
 
 # %% ../../nbs/71_release.training.ipynb #cell005
 REMEMBERED = 60  # race days of which a bundle answers cards as of their date
 
 
-def _evidence(pipeline: Pipeline, own: Races) -> dict:
+def _evidence(pipeline: Pipeline, races: Races, tune: np.ndarray) -> dict:
     "Figures of the tuning window."
+    own = races.rows(tune & races.priced if pipeline.priced else tune)
     stages = pipeline.foreseen
     boards = {
         n: summary(p, own.y.win, own.y.position, own.race, own.dates) for n, p in stages.items()
@@ -53,6 +56,20 @@ def _past(store: Store, until: date | None) -> pl.DataFrame:
         got, do = f"no race of {store.source} up to {until}", "see `racing ingest --help`"
         raise BadInput("nothing to train on", got=got, expected="stored races", do=do)
     return starts
+
+
+def _days(starts: pl.DataFrame) -> dict[str, date]:
+    "First and last day of training, and the first day that is remembered."
+    days = starts["date"].unique().sort()
+    return dict(trained_from=days[0], trained_until=days[-1], remembers_from=days[-REMEMBERED:][0])
+
+
+def _student(
+    starts: pl.DataFrame, frame: pl.DataFrame, opinions: Opinions | None
+) -> tuple[Student, dict[str, float]]:
+    "Taught by the last year; how like its teacher it is."
+    year = starts["date"] > starts["date"].max() - timedelta(365)
+    return school(starts.filter(year), frame.filter(year), opinions)
 
 
 def train(
@@ -79,23 +96,19 @@ def train(
     races = Races.of(starts, frame)
     step = last_window(races)
     pipeline.fit(races, step.train, step.tune, progress)
-    tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
+    evidence = _evidence(pipeline, races, step.tune)
     progress("student")
-    year = starts["date"] > starts["date"].max() - timedelta(365)
-    heard = opinions if mind == "model" else None
-    student, likeness = school(starts.filter(year), frame.filter(year), heard)
+    student, likeness = _student(starts, frame, opinions if mind == "model" else None)
     progress("bundle")
     origin = Origin(
         name=f"{source} pipeline" if make or recipe == "best" else f"{source} {recipe}",
         source=source,
-        trained_from=starts["date"].min(),
-        trained_until=starts["date"].max(),
+        **_days(starts),
         now=now,
-        remembers_from=starts["date"].unique().sort()[-REMEMBERED:][0],
         data_fingerprint=store.fingerprint,
         recipe=dict(name="" if make else recipe, settings=settings, answers=pipeline.answers),
         made=made or {},
-        metrics=dict(tuning_window=_evidence(pipeline, tuned), student_likeness=likeness),
+        metrics=dict(tuning_window=evidence, student_likeness=likeness),
         scores=account(frame, opinions),
     )
     return write(Path(out), pipeline, history, origin, student)
