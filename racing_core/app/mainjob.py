@@ -75,7 +75,8 @@ def code_hash() -> str:
     modules = sorted(
         f for f in package.rglob("*.py") if not _BESIDE & set(f.relative_to(package).parts)
     )
-    files = modules + sorted((package.parent / "reports").glob("10_*.ipynb"))
+    recipes = sorted(package.glob("*.toml"))  # what is trained, and with which settings
+    files = modules + recipes + sorted((package.parent / "reports").glob("10_*.ipynb"))
     return hashlib.sha256(b"\n".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
