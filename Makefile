@@ -10,14 +10,14 @@ ARGS   ?=
 # several processes on few cores: one thread each, or OpenMP threads spend their time waiting for one another
 ONE    := OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2
 
-.PHONY: help run test export samples notebooks suite lint readme lab clean openmp system
+.PHONY: help run test export samples docs notebooks suite lint readme lab clean openmp system
 help:           ## what there is to make
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.run ## the main job: simulate, features, backtest, report, bundle, one prediction (SOURCE=hkjc DATA=folder for real results)
 	@$(BIN)/racing run --source $(SOURCE) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-test: lint notebooks suite ## the whole suite: notebooks, package, reports, service, pages
+test: lint docs suite ## the whole suite: notebooks, package, reports, service, pages
 
 export: $(VENV)/.test ## notebooks to modules, both in the house's format
 	@$(BIN)/ruff format --quiet nbs reports tests serve benchmarks setup.py
@@ -29,8 +29,10 @@ samples: $(VENV)/.test ## the sample cards anew, after a change of the simulator
 lint: $(VENV)/.test
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check .
 
-notebooks: $(VENV)/.test ## run every notebook with its assertions
-	@$(ONE) $(BIN)/nbdev_test --n_workers 2 --flags slow
+docs: $(VENV)/.test ## run every notebook with its assertions, and render all with their outputs to _docs/index.html
+	@$(ONE) $(BIN)/python -m racing_core.pages.site --workers 2 --slow $(ARGS)
+
+notebooks: docs
 
 suite: $(VENV)/.test system
 	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
@@ -43,7 +45,7 @@ lab: $(VENV)/.run ## JupyterLab on the notebooks
 	@$(BIN)/racing lab
 
 clean:          ## remove the environment and caches; the home folder is kept
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) _docs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # --- environments: one lock, two sizes -------------------------------------------------------------------------------
 comma   := ,

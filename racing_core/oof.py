@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .config import write_whole
 from .errors import BadInput
 from .features.matrix import Matrix
 from .folds import walk_forward
-from .models.base import Model, Outcomes, params, save_model
+from .memo import remembered_arrays
+from .models.base import Model, Outcomes, code_of, params, save_model
 from .odds import centred
 
 # %% auto #0
@@ -103,7 +102,8 @@ def fold_digest(X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) ->
 
 
 def _key(model: Model, rows: str) -> str:
-    return _bytes(model.kind, params(model), rows)
+    "What a fit hangs on: the kind of model and its code, its settings, and the rows."
+    return _bytes(model.kind, code_of(type(model)), params(model), rows)
 
 
 def fit_once(
@@ -116,22 +116,24 @@ def fit_once(
     rows: str | None = None,  # `fold_digest` of these rows, where it is known
 ) -> Fit:
     "The kept scores, or a new fit's."
-    rows = cache and (rows or fold_digest(X, y, train, score))
-    file = cache and cache / model.kind / f"{_key(model, rows)[:32]}.npz"
-    if file and file.is_file():
-        with np.load(file, allow_pickle=False) as kept:
-            return Fit(kept["scores"], float(kept["seconds"]), int(kept["size"]), True)
-    began = time.perf_counter()
-    scores = model.fit(X.rows(train), y.rows(train)).score(X.rows(score))
-    seconds = time.perf_counter() - began
+
+    def work() -> dict:
+        began = time.perf_counter()
+        scores = model.fit(X.rows(train), y.rows(train)).score(X.rows(score))
+        return dict(scores=scores, seconds=time.perf_counter() - began, size=_size(model))
+
+    if cache is None:
+        return Fit(**work())
+    key = _key(model, rows or fold_digest(X, y, train, score))
+    found, kept = remembered_arrays(cache / model.kind / f"{key[:32]}.npz", work)
+    return Fit(found["scores"], float(found["seconds"]), int(found["size"]), kept)
+
+
+def _size(model: Model) -> int:
+    "Bytes of the saved model."
     with TemporaryDirectory() as folder:
         save_model(model, Path(folder))
-        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-    if file:
-        buffer = io.BytesIO()
-        np.savez(buffer, scores=scores, seconds=seconds, size=size)
-        write_whole(file, buffer.getvalue())
-    return Fit(scores, seconds, size)
+        return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
 
 
 # %% ../nbs/42_oof.ipynb #cell011

@@ -11,8 +11,6 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-import numpy as np
-
 
 # %% ../nbs/00a_records.ipynb #c278b8da
 def to_json(
@@ -27,9 +25,11 @@ def to_json(
         return to_json(x._asdict())
     if isinstance(x, Mapping):
         return {str(k): to_json(v) for k, v in x.items()}
-    if isinstance(x, list | tuple | set | frozenset | np.ndarray):
+    if isinstance(x, list | tuple | set | frozenset):
         return [to_json(v) for v in x]
-    x = x.item() if isinstance(x, np.generic) else x.value if isinstance(x, Enum) else x
+    if hasattr(x, "tolist"):  # of numpy, an array or a number
+        return to_json(x.tolist())
+    x = x.value if isinstance(x, Enum) else x
     if isinstance(x, float):
         return x if abs(x) < float("inf") else None
     return x if isinstance(x, int | str) or x is None else str(x)

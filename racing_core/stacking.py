@@ -197,7 +197,9 @@ class TwoStage(Combiner):
         self,
         scores: np.ndarray,  # (n, models)
         X: Matrix,
-    ) -> dict[str, np.ndarray]:  # stage_2a and stage_2b: (n,) win probabilities
+    ) -> dict[
+        str, np.ndarray
+    ]:  # stage_2a and stage_2b: (n,) win probabilities that sum to 1 in each race
         "Both opinions; stage_2b is the stack's."
         M = self.meta.transform(scores, X)
         first = self.isotonic.apply(shares(self.logistic.chance(M), X.race), X.race)

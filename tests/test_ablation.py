@@ -1,4 +1,4 @@
-"""What each family adds, from outside: the sets that are compared, the figures of a small world, and a leak in one family."""
+"""What each family adds, from outside: the sets, the figures of a small world, and a leak in one family."""
 
 from datetime import date, timedelta
 
@@ -34,10 +34,6 @@ def found(starts, test_from):
     return ablate(starts, test_from)
 
 
-def by_set(found: pl.DataFrame) -> dict[str, dict]:
-    return {r["set"]: r for r in found.to_dicts()}
-
-
 def test_the_sets_are_the_base_with_each_family_and_all_without_each():
     assert {f.family for f in features()} == set(FAMILIES)
     wanted = {frozenset({"historical"}), frozenset(FAMILIES)}
@@ -54,16 +50,15 @@ def test_a_set_reads_the_columns_of_its_families_and_no_other():
 
 
 def test_one_row_for_each_set_with_its_number_of_features(found):
-    assert found["set"].to_list() == list(sets())
-    assert found["features"].to_list() == [len(columns(f)) for f in sets().values()]
-    assert np.isfinite(found.drop("set").to_numpy()).all()
+    assert [r.set for r in found.rows] == list(sets())
+    assert [r.features for r in found.rows] == [len(columns(f)) for f in sets().values()]
+    assert np.isfinite([(*r.r2, *r.change, *r.gain) for r in found.rows]).all()
 
 
 @pytest.mark.parametrize("what", ["r2", "change", "gain"])
 def test_values_lie_in_their_intervals(found, what):
-    assert (found[f"{what}_low"] <= found[what]).all() and (
-        found[what] <= found[f"{what}_high"]
-    ).all()
+    estimates = [getattr(r, what) for r in found.rows]
+    assert all(e.low <= e.value <= e.high for e in estimates)
 
 
 def test_all_families_are_what_the_backtest_finds_with_the_same_models(starts, test_from, found):
@@ -78,10 +73,10 @@ def test_all_families_are_what_the_backtest_finds_with_the_same_models(starts, t
         name: mcfadden_r2(p[name].to_numpy(), p["win"].to_numpy(), st.race_codes(p))
         for name in ("fundamental", "market", "combined")
     }
-    row = by_set(found)["all"]
-    assert row["races"] == p["race_id"].n_unique()
-    assert row["r2"] == pytest.approx(r2["fundamental"], abs=1e-6)
-    assert row["gain"] == pytest.approx(r2["combined"] - r2["market"], abs=1e-6)
+    row = found["all"]
+    assert row.races == p["race_id"].n_unique()
+    assert row.r2.value == pytest.approx(r2["fundamental"], abs=1e-6)
+    assert row.gain.value == pytest.approx(r2["combined"] - r2["market"], abs=1e-6)
 
 
 def test_a_leak_in_one_family_shows_as_the_gain_of_that_family(starts, test_from, found):
@@ -90,19 +85,16 @@ def test_a_leak_in_one_family_shows_as_the_gain_of_that_family(starts, test_from
     marked = (pl.Series(st.winners(starts)) > 0) & pl.Series(
         np.random.default_rng(0).random(len(starts)) < 1 / 3
     )
-    row = by_set(
-        ablate(
-            starts.with_columns(gear=pl.when(marked).then(pl.lit("B1")).otherwise(pl.lit("B"))),
-            test_from,
-        )
+    told = ablate(
+        starts.with_columns(gear=pl.when(marked).then(pl.lit("B1")).otherwise(pl.lit("B"))),
+        test_from,
     )
-    assert row["historical + semantic"]["gain_low"] > 0.05 and row["all"]["gain_low"] > 0.05
-    assert row["all − semantic"]["change_high"] < -0.05
+    assert told["historical + semantic"].gain.low > 0.05 and told["all"].gain.low > 0.05
+    assert told["all − semantic"].change.high < -0.05
     for name, families in sets().items():
         if "semantic" not in families:
-            assert (
-                abs(row[name]["r2"] - by_set(found)[name]["r2"]) < 0.02 and row[name]["gain"] < 0.02
-            ), name
+            moved = abs(told[name].r2.value - found[name].r2.value)
+            assert moved < 0.02 and told[name].gain.value < 0.02, name
 
 
 def test_progress_runs_forward_and_names_each_set(starts, test_from):

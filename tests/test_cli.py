@@ -22,8 +22,9 @@ from test_data_clients import listed, result
 from test_data_http import Loopback, status
 
 from racing_core.app import main as cli
-from racing_core.app import mainjob, terminal
+from racing_core.app import mainjob
 from racing_core.errors import Leak
+from racing_core.records import to_json
 
 
 def leaves(group, *path: str) -> list[str]:
@@ -293,7 +294,7 @@ def test_a_home_that_cannot_be_written(tmp_path):
     )
 )
 def test_every_answer_is_strict_json(value):
-    json.loads(json.dumps(terminal.plain(dict(value=value)), allow_nan=False))
+    json.loads(json.dumps(to_json(dict(value=value)), allow_nan=False))
 
 
 def test_the_option_goes_before_the_environment(tmp_path):
@@ -613,15 +614,17 @@ def test_the_way_of_a_model(tmp_path, card):
         "starters",
         "uniform_logloss",
         "delta_r2",
-        "delta_r2_ci",
+        "boards",
         "test_looks",
         "tripwires",
         "seconds",
         "peak_mb",
     } <= set(found)
+    assert list(found["boards"])[:3] == ["uniform", "price", "market"]
+    assert found["delta_r2"].keys() == {"value", "low", "high"}
     assert all(
-        {"logloss", "r2", "top1", "ndcg", "brier", "ece"} <= set(found[stage])
-        for stage in ("market", "fundamental", "combined")
+        {"logloss", "r2", "top1", "ndcg_linear@4", "brier", "ece"} <= set(found["boards"][stage])
+        for stage in ("price", "market", "fundamental", "combined")
     )
     assert (
         Path(found["report"]).parent == tmp_path / "report"

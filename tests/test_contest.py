@@ -1,4 +1,4 @@
-"""The contest from outside: the command, its report, resumed work, the specified shape of the stack, and folds that look ahead."""
+"""The contest from outside: the command, its report, resumed work, the specified stack, folds that look ahead."""
 
 import json
 from dataclasses import fields

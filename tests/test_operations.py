@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, date, datetime, timedelta
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -47,9 +46,11 @@ def test_the_walk_is_yearly_and_every_test_race_is_predicted_once():
     assert len(found.windows) == len(found.pipelines) == 2
     keys = found.predictions.select("race_id", "runner_no")
     assert keys.is_unique().all() and found.predictions["date"].min() >= last - timedelta(500)
-    assert gain_by_year(found.predictions)["races"].sum() == figures(found, 1)["races"]
-    assert {"oracle", "share_of_attainable", "attainable_delta_r2"} <= set(figures(found, 1))
-    json.dumps(figures(found, 1))
+    finding = figures(found, 1)
+    assert finding.by_year == gain_by_year(found.predictions)
+    assert sum(y.races for y in finding.by_year) == finding.races
+    assert finding.simulated and finding.share_of_attainable and finding.attainable_delta_r2 > 0
+    json.dumps(finding.to_json(), allow_nan=False)
 
 
 def test_races_that_cannot_be_compared_are_counted_not_dropped_in_silence():
@@ -136,8 +137,8 @@ def test_hong_kong_fundamentals_and_market(hong_kong):
     published, fundamentals well above chance."""
     found = backtest(hong_kong, date(2021, 1, 1), date(2021, 12, 31), make=small)
     result = figures(found, 0)
-    assert result["races"] > 800
-    assert 0.185 < result["market"]["r2"] < 0.20
-    assert result["fundamental"]["r2"] > 0.14
-    assert np.abs(result["delta_r2"]) < 0.003
-    assert not result["tripped"]
+    assert result.races > 800
+    assert 0.185 < result.boards["price"]["r2"].value < 0.20
+    assert result.boards["fundamental"]["r2"].value > 0.14
+    assert abs(result.delta_r2.value) < 0.003
+    assert not result.tripped

@@ -1,4 +1,4 @@
-"""Every leak that was ever met, planted into a run on purpose: a gate has to stop it, and the honest run has to pass them all."""
+"""Every leak that was ever met, planted on purpose: a gate has to stop it, and the honest run passes them all."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from racing_core import metrics
+from racing_core import metrics, tripwires
 from racing_core import starts as st
 from racing_core.betting.backtest import OPTIMISTIC
 from racing_core.config import home
@@ -15,9 +15,10 @@ from racing_core.errors import BadInput, Leak
 from racing_core.features import leaks
 from racing_core.features.matrix import build
 from racing_core.folds import Window, split
+from racing_core.intervals import Estimate
 from racing_core.lab import tracking, walk
 from racing_core.lab.ablation import quick
-from racing_core.lab.backtest import backtest, bankroll, figures
+from racing_core.lab.backtest import Finding, backtest, bankroll, figures
 from racing_core.lab.targets import success
 from racing_core.odds import has_market, implied, overround
 from racing_core.pages import report as reports
@@ -44,15 +45,15 @@ def once() -> Pipeline:
     return replace(quick(), refit=False)
 
 
-def ran(starts: pl.DataFrame, frame: pl.DataFrame | None = None) -> dict:
+def ran(starts: pl.DataFrame, frame: pl.DataFrame | None = None) -> Finding:
     "The figures of a run with linear models."
     return figures(backtest(starts, FROM, make=once, frame=frame), 1)
 
 
-def stopped(found: dict) -> str:
+def stopped(found: Finding) -> str:
     "What the run says when it stops."
     with pytest.raises(Leak) as raised:
-        walk.stop_if_tripped(found, [])
+        walk.stop_if_tripped(found.tripwires, [], found.simulated)
     return str(raised.value)
 
 
@@ -67,10 +68,10 @@ def honest(frame):
 
 
 def test_0_the_honest_run_passes_every_gate(honest, frame):
-    assert {w["name"] for w in honest["tripwires"]} == set(reports.WIRES) - {"beyond_oracle"}
-    walk.stop_if_tripped(honest, [])
+    assert {w.name for w in honest.tripwires} == set(tripwires.WIRES) - {"beyond_oracle"}
+    walk.stop_if_tripped(honest.tripwires, [], honest.simulated)
     leaks.demand_clean(leaks.screen(frame, STARTS))
-    assert honest["left_out"] == {"no winner": 0, "not fully priced": 0}
+    assert honest.left_out == {"no winner": 0, "not fully priced": 0}
 
 
 # --- 1: rows in finishing order with tied scores; races without relevance
@@ -94,14 +95,15 @@ def test_1_rows_in_finishing_order_tell_tied_scores_nothing(digits):
         metrics.summary(score, won, place, race, day),
         metrics.summary(score[mixed], won[mixed], place[mixed], race, day),
     )
-    assert sorted_["ndcg"] == pytest.approx(shuffled["ndcg"]) and sorted_["top1"] == pytest.approx(
-        shuffled["top1"]
-    )
+    ranks = [n for n in metrics.METRICS if n.startswith("ndcg_")]
+    assert len(ranks) == 16
+    for name in (*ranks, "top1"):
+        assert sorted_[name].value == pytest.approx(shuffled[name].value), name
     if digits == 0:
         assert (
-            sorted_["top1"] == pytest.approx(np.mean(1 / np.bincount(race)))
-            and sorted_["ndcg"]["linear@1"] < 0.55
-            and sorted_["auc"] < 0.55
+            sorted_["top1"].value == pytest.approx(np.mean(1 / np.bincount(race)))
+            and sorted_["ndcg_linear@1"].value < 0.55
+            and sorted_["auc"].value < 0.55
         )
 
 
@@ -119,7 +121,7 @@ def test_1_a_race_without_a_winner_is_left_out_and_counted(frame):
         status=pl.when(one).then(pl.lit("did_not_finish", STATUS)).otherwise("status")
     )
     found = ran(void, frame)
-    assert found["left_out"]["no winner"] == 1
+    assert found.left_out["no winner"] == 1
 
 
 # --- 2: results before they were known, of the same day, the same race, or restated later
@@ -192,11 +194,13 @@ def test_4_a_price_in_a_fundamental_feature_stops_the_run_in_any_world(disguise,
     found = leaks.like_the_price(frame.with_columns(official_rating=pl.Series(hidden)), STARTS)
     assert (
         found["feature"][0] == "official_rating"
-        and found["correlation"][0] > metrics.LIMITS["price_correlation"] > found["correlation"][1]
+        and found["correlation"][0]
+        > tripwires.LIMITS["price_correlation"]
+        > found["correlation"][1]
     )
     if disguise == "noise":
         world = ran(STARTS, frame.with_columns(official_rating=pl.Series(hidden)))
-        assert "oracle" in world and "price_correlation" in stopped(world)
+        assert world.simulated and "price_correlation" in stopped(world)
 
 
 def test_4_closing_odds_of_the_race_read_by_a_feature_are_seen_by_the_scramble():
@@ -207,13 +211,11 @@ def test_4_closing_odds_of_the_race_read_by_a_feature_are_seen_by_the_scramble()
 
 
 def test_4_choosing_and_paying_at_one_price_is_labelled_and_proves_nothing(honest):
-    assert honest["bankroll"]["label"] == OPTIMISTIC and OPTIMISTIC in reports.money(
-        honest | dict(bankroll=honest["bankroll"] | dict(bets=0))
-    )
-    rich = dict(
-        honest["bankroll"], bets=900, roi=0.6, roi_ci=[0.4, 0.8], sharpe=4.0, max_drawdown=0.05
-    )
-    state = {r["name"]: (r["state"], r["why"]) for r in success({}, None, rich)}
+    idle = replace(honest, bankroll=replace(honest.bankroll, bets=0))
+    assert honest.bankroll.label == OPTIMISTIC and OPTIMISTIC in reports.money(idle)
+    won = dict(bets=900, roi=Estimate(0.6, 0.4, 0.8), sharpe=4.0, max_drawdown=0.05)
+    rich = replace(honest.bankroll, **won)
+    state = {v.target.name: (v.state, v.why) for v in success({}, None, rich)}
     assert state["roi"] == state["sharpe"] == ("vacuous", OPTIMISTIC)
 
 
@@ -274,12 +276,10 @@ def test_5_the_second_look_is_counted_and_told(tmp_path, honest):
         tracking.look(where, "netkeiba", date(2022, 1, 1), date(2022, 6, 1), now),
     )
     assert seen == [1, 2] and beside == (3, 1)
-    assert "first look" in reports.headline(
-        honest, "hkjc"
-    ) and "the interval holds for the first" in reports.headline(
-        honest | dict(test_looks=2), "hkjc"
-    )
-    assert "after that the eye has chosen" in reports.window(honest | dict(test_looks=2))
+    again = replace(honest, test_looks=2)
+    assert "first look" in reports.headline(honest, "hkjc")
+    assert "the interval holds for the first" in reports.headline(again, "hkjc")
+    assert "after that the eye has chosen" in reports.window(again)
 
 
 # --- 6: a field that still holds non-runners
@@ -322,7 +322,7 @@ def test_6_a_non_runner_taken_for_a_starter_closes_its_race(frame):
     assert (~has_market(odds, race)).sum() == 1 and np.isnan(overround(odds, race)).sum() == 1
     with pytest.raises(BadInput, match="without a price"):
         implied(odds, race)
-    assert ran(forgotten, frame)["left_out"]["not fully priced"] == 1
+    assert ran(forgotten, frame).left_out["not fully priced"] == 1
 
 
 # --- 7: more than there is to be had
@@ -331,7 +331,7 @@ def test_6_a_non_runner_taken_for_a_starter_closes_its_race(frame):
 def test_7_a_gain_beyond_the_simulators_truth_stops_the_run_in_the_simulator():
     leaking = STARTS.with_columns(body_weight_kg=pl.col("body_weight_kg") + 30 * WON)
     found = ran(leaking)
-    assert "oracle" in found and found["delta_r2"] > found["attainable_delta_r2"]
+    assert found.simulated and found.delta_r2.value > found.attainable_delta_r2
     assert "beyond_oracle" in stopped(found)
 
 
@@ -339,15 +339,13 @@ def test_7_what_can_be_had_is_not_called_a_leak(frame):
     "The truth itself gains all there is, and no more."
     found = backtest(STARTS, FROM, make=once, frame=frame)
     rows = found.predictions.with_columns(combined="true_p")
-    knowing = figures(
-        type(found)(rows, *(getattr(found, f) for f in list(found.__dataclass_fields__)[1:])), 1
-    )
-    wire = {w["name"]: w for w in knowing["tripwires"]}
+    knowing = figures(replace(found, predictions=rows), 1)
+    wire = {w.name: w for w in knowing.tripwires}
     assert (
-        knowing["delta_r2"] == pytest.approx(knowing["attainable_delta_r2"])
-        and not wire["beyond_oracle"]["tripped"]
+        knowing.delta_r2.value == pytest.approx(knowing.attainable_delta_r2)
+        and not wire["beyond_oracle"].tripped
     )
-    walk.stop_if_tripped(knowing, [])
+    walk.stop_if_tripped(knowing.tripwires, [], knowing.simulated)
     assert bankroll(rows).height > 10
 
 
@@ -356,11 +354,11 @@ def test_a_wire_is_overridden_by_its_name_and_no_other_way(frame):
         as_if_real(STARTS),
         frame.with_columns(official_rating=-STARTS["margin_lengths"].fill_null(20).log1p()),
     )
-    tripped = [w["name"] for w in found["tripwires"] if w["tripped"]]
+    tripped = found.tripped
     assert len(tripped) > 1
-    walk.stop_if_tripped(found, tripped)
+    walk.stop_if_tripped(found.tripwires, tripped, found.simulated)
     for name in tripped:
         with pytest.raises(Leak, match=name):
-            walk.stop_if_tripped(found, [t for t in tripped if t != name])
+            walk.stop_if_tripped(found.tripwires, [t for t in tripped if t != name], False)
     with pytest.raises(BadInput, match="all"):
         walk.overridden("all")

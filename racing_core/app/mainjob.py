@@ -5,7 +5,6 @@
 # %% ../../nbs/94_app.mainjob.ipynb #cell002
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -17,13 +16,18 @@ from uuid import uuid4
 
 import polars as pl
 
-import racing_core
+from .. import identity
 from ..release.bundle import manifest_of, read, swap
-from ..config import Home, shipped, write_whole
+from ..config import Home, shipped
 from ..data.ingest import ingest, ingest_world
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError
-from ..features.matrix import build, names
+from ..features.matrix import build, identities, names
+from ..lab import tracking
+from ..lab.notebook import code_of as notebook_code
+from ..memo import remembered
+from ..models.base import code_of, params
+from ..pipeline import recipe
 from ..release.registry import aliases, promote
 from ..pages.report import publish
 from ..serving.contract import Card, Prediction
@@ -35,7 +39,7 @@ from ..release.training import train
 __all__ = [
     "Progress",
     "silent",
-    "code_hash",
+    "memo",
     "store_world",
     "known_source",
     "obtain",
@@ -44,8 +48,8 @@ __all__ = [
     "next_week",
     "table",
     "report",
-    "Notes",
     "Job",
+    "code_of_steps",
     "run",
 ]
 
@@ -57,27 +61,9 @@ def silent(step: str, done: float | None = None) -> None:
     "For callers who want no progress."
 
 
-_BESIDE = {
-    "data",
-    "serving",
-    "_modidx.py",
-    "cardfile.py",
-    "cli.py",
-    "dashboard.py",
-    "doctor.py",
-    "mainjob.py",
-}  # these change no figure of what is stored
-
-
-def code_hash() -> str:
-    "Identifies the code behind the figures: what another code made is made again."
-    package = Path(racing_core.__file__).parent
-    modules = sorted(
-        f for f in package.rglob("*.py") if not _BESIDE & set(f.relative_to(package).parts)
-    )
-    recipes = sorted(package.glob("*.toml"))  # what is trained, and with which settings
-    files = modules + recipes + sorted((package.parent / "reports").glob("10_*.ipynb"))
-    return hashlib.sha256(b"\n".join(f.read_bytes() for f in files)).hexdigest()[:16]
+def memo(home: Home, name: str) -> Path:
+    "Where a step's answer is kept."
+    return home.root / "memo" / f"{name}.json"
 
 
 def store_world(
@@ -87,34 +73,30 @@ def store_world(
     inefficiency: float = 0.03,  # share of the attainable R² that the market gives up
 ) -> dict:  # the reconciliation
     "Simulate a world and store it as `simulated`, unless the same one is stored."
-    asked = dict(races=races, seed=seed, inefficiency=inefficiency, code=code_hash())
-    place = Store(home, "simulated").folder
-    before = (
-        json.loads((place / "world.json").read_text(encoding="utf-8"))
-        if (place / "world.json").is_file()
-        else {}
-    )
-    if before.get("asked") == asked:
-        return before["reconciliation"] | dict(changed=False, seconds=0.0)
+    asked = dict(races=races, seed=seed, inefficiency=inefficiency)
+    key = asked | dict(code=identity.of(simulate, ingest_world))
+    store = Store(home, "simulated")
+
+    def stored(answer: dict) -> bool:
+        return store.fingerprint == answer["fingerprint"]
+
+    made, kept = remembered(memo(home, "world"), key, lambda: _made(home, asked), stored)
+    done = made["reconciliation"]
+    return done | (dict(changed=False, seconds=0.0) if kept else dict(changed=True))
+
+
+def _made(home: Home, asked: dict) -> dict:
+    "The world takes its place as a whole."
+    began, place = time.perf_counter(), Store(home, "simulated").folder
     draft = Home(home.store / f".world-{uuid4().hex[:8]}", home.tracking_uri)
     try:
-        made = _made(draft, asked) | dict(changed=True)
+        world = simulate(asked["races"], asked["seed"], inefficiency=asked["inefficiency"])
+        done = ingest_world(world, draft).as_dict()
         swap(Store(draft, "simulated").folder, place)
     finally:
         shutil.rmtree(draft.root, ignore_errors=True)
-    return made
-
-
-def _made(draft: Home, asked: dict) -> dict:
-    began = time.perf_counter()
-    world = simulate(asked["races"], asked["seed"], inefficiency=asked["inefficiency"])
-    done = ingest_world(world, draft).as_dict() | dict(
-        seconds=round(time.perf_counter() - began, 2)
-    )
-    (Store(draft, "simulated").folder / "world.json").write_text(
-        json.dumps(dict(asked=asked, reconciliation=done), indent=1), encoding="utf-8"
-    )
-    return done
+    done |= dict(seconds=round(time.perf_counter() - began, 2))
+    return dict(reconciliation=done, fingerprint=Store(home, "simulated").fingerprint)
 
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell008
@@ -233,60 +215,26 @@ def report(
     source: str,  # name in the store
     test_from: date,  # first day of the test window
     test_to: date | None = None,  # last day
-    out: Path | None = None,  # folder of the report; one in the home by default
+    out: Path | None = None,  # folder of the report; one of the run's own by default
     override: str = "",  # tripwires that may not stop the run
     progress: Progress = silent,
     more: dict | None = None,  # further parameters of the notebook
     notebook: str = "10_backtest",  # of the folder reports
-) -> dict:  # what was found, with the folder and the page of the report
-    "Run a notebook of reports on a test window."
-    known_source(home, source)
-    kind = "" if notebook == "10_backtest" else f"-{notebook[3:]}"
-    out = out or home.runs / f"{source}{kind}-{test_from}-{test_to or 'end'}"
-    file = shipped(f"reports/{notebook}.ipynb")
-    asked = dict(
-        source=source,
-        home=str(home.root),
-        test_from=str(test_from),
-        test_to=str(test_to or ""),
-        out=str(out),
-        override=override,
-    ) | (more or {})
-    page = publish(file, out, asked, progress)
-    return json.loads((out / "result.json").read_text(encoding="utf-8")) | dict(
-        folder=str(out), report=str(page)
-    )
+) -> dict:  # what was found, with the run, its folder and the page of the report
+    "Run a notebook of reports on a test window, as a run that is kept."
+    store, kind = Store(home, known_source(home, source)), notebook.split("_", 1)[1]
+    asked = dict(test_from=str(test_from), test_to=str(test_to or ""), override=override)
+    asked |= more or {}
+    window = f"{test_from}-{test_to or 'end'}"
+    about = dict(window=window, out=out, data=store.fingerprint)
+    with tracking.tracked(home, kind, source, asked, **about) as run:
+        where = dict(source=source, home=str(home.root), out=str(run.folder))
+        page = publish(shipped(f"reports/{notebook}.ipynb"), run.folder, asked | where, progress)
+    found = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+    return found | dict(run=run.id, folder=str(run.folder), report=str(page))
 
 
-@dataclass(frozen=True)
-class Notes:
-    "What was done, for what key; a step whose key has not changed is not taken again."
-
-    file: Path
-
-    def read(self) -> dict:
-        "Step to {key, answer}."
-        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-
-    def once(
-        self,
-        step: str,  # its name
-        key: dict,  # all that its answer depends on
-        there: Callable[[dict], bool],  # is what the answer speaks of still there?
-        work: Callable[[], dict],  # how to find the answer
-    ) -> tuple[dict, bool]:  # the answer, was it taken from the notes?
-        "The noted answer, or a new one."
-        noted = self.read().get(step, {})
-        if noted.get("key") == key and there(noted["answer"]):
-            return noted["answer"], True
-        answer = json.loads(json.dumps(work(), default=str))
-        write_whole(
-            self.file, json.dumps(self.read() | {step: dict(key=key, answer=answer)}, indent=1)
-        )
-        return answer, False
-
-
-# %% ../../nbs/94_app.mainjob.ipynb #cell017
+# %% ../../nbs/94_app.mainjob.ipynb #cell016
 @dataclass(frozen=True)
 class Job:
     "What the main job is run on, and who hears of it."
@@ -308,9 +256,31 @@ class Job:
     def once(
         self, step: str, key: dict, there: Callable[[dict], bool], work: Callable[[], dict]
     ) -> tuple[dict, str]:
-        "As `Notes.once`, with a word for the reader."
-        answer, noted = Notes(self.folder / "done.json").once(step, key, there, work)
-        return answer, "as before" if noted else ""
+        """The kept answer of a step, or a new one, with a word for the reader. Paths are kept below the
+        home, which may be moved."""
+        home = self.home
+        file, own = memo(home, f"{self.source}-{step}"), lambda kept: there(_from_home(home, kept))
+        kept, before = remembered(file, key, lambda: _below_home(home, work()), own)
+        return _from_home(home, kept), "as before" if before else ""
+
+
+def _below_home(home: Home, answer: dict) -> dict:
+    "Paths in the home, without the home."
+    head = f"{home.root}/"
+    return {
+        k: f"home:{v.removeprefix(head)}" if isinstance(v, str) and v.startswith(head) else v
+        for k, v in answer.items()
+    }
+
+
+def _from_home(home: Home, answer: dict) -> dict:
+    "The other way round."
+    return {
+        k: str(home.root / v.removeprefix("home:"))
+        if isinstance(v, str) and v[:5] == "home:"
+        else v
+        for k, v in answer.items()
+    }
 
 
 def _line(*parts: str) -> str:
@@ -355,7 +325,6 @@ def _backtest(job: Job, key: dict) -> dict:
             job.home,
             job.source,
             date.fromisoformat(key["test_from"]),
-            out=job.folder / "backtest",
             progress=job.progress,
         )
 
@@ -415,18 +384,32 @@ def _prediction(job: Job, starts: pl.DataFrame) -> dict:
     return answer.model_dump(mode="json")
 
 
+def code_of_steps() -> dict[str, str]:  # step to the hash of the code behind it
+    "What each step hangs on: a change elsewhere redoes nothing."
+    columns, pipeline = identities(), recipe("best")
+    models = [*pipeline.fundamental.values(), *pipeline.residual.values()]
+    learners = [(m.kind, params(m), code_of(type(m))) for m in models]
+    report = notebook_code(shipped("reports/10_backtest.ipynb"))
+    return dict(
+        features=identity.of(write_features, columns),
+        backtest=identity.of(report, columns, learners),
+        bundle=identity.of(train, columns, learners),
+    )
+
+
 def run(
     job: Job,
 ) -> dict:  # the figures of each step, where the report and the card are, seconds
     "All steps in order; what was done before for the same data and code is not done again."
     began, facts = time.perf_counter(), dict(source=job.source, results=_results(job))
     store = Store(job.home, job.source)
-    starts, key = store.starts(), dict(data=store.fingerprint, code=code_hash())
-    facts["features"] = _features(job, starts, key)
+    starts, code = store.starts(), code_of_steps()
+    keys = {step: dict(data=store.fingerprint, code=code[step]) for step in code}
+    facts["features"] = _features(job, starts, keys["features"])
     days = starts["date"]
     test_from = job.test_from or last_year(days.max(), days.min())
-    facts["backtest"] = _backtest(job, key | dict(test_from=str(test_from)))
-    facts["bundle"] = _bundle(job, key)
+    facts["backtest"] = _backtest(job, keys["backtest"] | dict(test_from=str(test_from)))
+    facts["bundle"] = _bundle(job, keys["bundle"])
     facts["prediction"] = _prediction(job, starts)
     return facts | dict(
         report=facts["backtest"]["report"],

@@ -22,7 +22,8 @@ from racing_core.app.options import (
     TestTo,
     examples,
 )
-from .terminal import Bar, scoreboard, standings
+from .boards import scoreboard, standings
+from .terminal import Bar
 
 commands = typer.Typer()
 

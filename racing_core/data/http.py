@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tenacity import (
 )
 
 from ..errors import BadInput, RacingError
+from ..memo import Answers
 
 
 # %% ../../nbs/14_data.http.ipynb #cell005
@@ -159,50 +159,6 @@ def retry_after(
         return 0.0
 
 
-# %% ../../nbs/14_data.http.ipynb #cell013
-def _open_cache(folder: Path):
-    "A cache that reads and writes text alone."
-    import diskcache
-
-    class TextDisk(diskcache.Disk):
-        "A disk that takes an entry of any other kind for a lost one."
-
-        def fetch(self, mode, filename, value, read):
-            if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_TEXT):
-                raise OSError("not text")
-            return super().fetch(mode, filename, value, read)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    return diskcache.Cache(str(folder), disk=TextDisk, size_limit=256_000_000)
-
-
-class _Memory:
-    "Answers of earlier questions; a cache that cannot be read or written is none, never an error."
-
-    def __init__(self, folder: Path | None):
-        try:
-            self._cache = None if folder is None else _open_cache(Path(folder))
-        except (sqlite3.Error, OSError):
-            self._cache = None
-
-    def get(self, name: str) -> str | None:
-        try:
-            return None if self._cache is None else self._cache.get(name)
-        except (sqlite3.Error, OSError):
-            return None
-
-    def put(self, name: str, text: str, fresh_s: float):
-        try:
-            if self._cache is not None:
-                self._cache.set(name, text, expire=fresh_s)
-        except (sqlite3.Error, OSError):
-            pass
-
-    def close(self):
-        if self._cache is not None:
-            self._cache.close()
-
-
 # %% ../../nbs/14_data.http.ipynb #cell015
 _AGAIN = {408, 425, 429, 500, 502, 503, 504, 507, 520, 521, 522, 523, 524, 529}
 
@@ -272,7 +228,7 @@ class Client:
             headers=headers,
             trust_env=False,
         )
-        self._memory = _Memory(self._cache)
+        self._memory = Answers(self._cache)
         return self
 
     async def __aexit__(self, *_):

@@ -5,6 +5,7 @@
 # %% ../../nbs/60a_lab.notebook.ipynb #cell002
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -13,21 +14,23 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import polars as pl
 
-from .. import errors
+from .. import errors, identity
 from ..config import write_whole
 from ..errors import BadInput, RacingError
 from ..records import to_json
 
 # %% auto #0
-__all__ = ["Progress", "tell", "execute", "keep", "versions"]
+__all__ = ["Progress", "tell", "execute", "keep", "versions", "code_of"]
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
@@ -209,3 +212,27 @@ def versions(
 ) -> dict[str, str]:
     "What the figures were made with."
     return {"Python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+# %% ../../nbs/60a_lab.notebook.ipynb #72edb116
+def code_of(
+    notebook: Path | str,
+) -> str:  # 16 hexadecimal digits
+    "Identifies a notebook: its code, and the code of ours that it imports."
+    from nbformat import read
+
+    cells = [c.source for c in read(notebook, 4).cells if c.cell_type == "code"]
+    return identity.of("\n".join(cells), *_imported("\n".join(cells)))
+
+
+def _imported(source: str) -> list[Any]:
+    "What a piece of code takes from the package; of a module, what it makes public."
+    found: list[Any] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("racing_core"):
+            room = import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                thing = getattr(room, name, None) or import_module(f"{node.module}.{name}")
+                public = getattr(thing, "__all__", None) if isinstance(thing, ModuleType) else None
+                found += [getattr(thing, n) for n in public or ()] if public else [thing]
+    return found

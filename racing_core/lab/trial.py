@@ -20,7 +20,9 @@ from ..features.worth import wins_by_value
 from ..folds import Races
 from .walk import Step, walk
 from ..market import market_utility, power_of
-from ..metrics import LIMITS, Estimate, delta_r2
+from ..intervals import Estimate
+from ..metrics import delta_r2
+from ..tripwires import LIMITS
 from ..models.linear import ConditionalLogit
 from ..odds import softmax
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import ClassVar, Self
 import numpy as np
 import polars as pl
 
+from .. import identity
 from .. import starts as st
 from ..errors import BadInput
 from ..features.matrix import Matrix
@@ -34,6 +36,7 @@ __all__ = [
     "extra",
     "kind_of",
     "model_class",
+    "code_of",
     "params",
     "save_model",
     "load_model",
@@ -180,9 +183,10 @@ def kind_of(
     kind: str,  # name in files
 ) -> type[Model] | None:
     "The class of a kind; the rooms of the models are looked through before none is said."
-    rooms = iter_modules(import_module("racing_core.models").__path__)
-    while kind not in KINDS and (room := next(rooms, None)):  # some wake heavy libraries
-        import_module(f"racing_core.models.{room.name}")
+    if kind not in KINDS:
+        rooms = {r.name for r in iter_modules(import_module("racing_core.models").__path__)}
+        for room in sorted(rooms - {"preprocess"}):  # no model of its own, and scikit-learn to wake
+            import_module(f"racing_core.models.{room}")
     return KINDS.get(kind)
 
 
@@ -195,6 +199,23 @@ def model_class(
         expected = f"one of {', '.join(KINDS)}"
         raise BadInput("no such kind of model", got=kind, expected=expected, where=where)
     return cls
+
+
+def code_of(
+    model: type[Model],
+) -> str:  # 16 hexadecimal digits
+    "Identifies a kind of model: its code, and the versions of the libraries under it."
+    named = {name.split(".")[0] for names in model.needs.values() for name in names}
+    under = identity.libraries(model) | {name: _version(name) for name in sorted(named)}
+    return identity.of(model, under)
+
+
+def _version(package: str) -> str:
+    "Of a library that may not be installed."
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "absent"
 
 
 def params(model: Model) -> dict:
