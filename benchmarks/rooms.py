@@ -4,8 +4,6 @@ import argparse
 import resource
 import time
 
-import numpy as np
-
 from racing_core import starts as st
 from racing_core.betting import exotics
 from racing_core.features.matrix import build, matrix
@@ -53,7 +51,6 @@ def main() -> None:
     for name, model in (
         ("Harville", exotics.harville),
         ("stage powers", exotics.stage_powers(powers)),
-        ("Henery", exotics.stern(np.inf)),
     ):
         for pool in ("exacta", "trifecta"):
             timed(

@@ -145,24 +145,6 @@ def test_simultaneous_kelly_leaves_the_unpriced_alone_and_one_bet_is_kelly():
     assert staking.simultaneous_kelly(1)(nothing).tolist() == [0, 0]
 
 
-def test_shrinking_by_the_error_of_p_grows_faster_than_full_kelly():
-    rng, true, odds, sigma = np.random.default_rng(0), 0.3, 4.0, 0.06
-    seen = np.clip(true + rng.normal(0, sigma, 200_000), 0.001, 0.999)
-    bets = staking.Bets(seen, np.full(len(seen), odds))
-
-    def growth(stake):
-        return float((true * np.log1p(stake * (odds - 1)) + (1 - true) * np.log1p(-stake)).mean())
-
-    full, shrunk = staking.fractional_kelly(1)(bets), staking.shrunken_kelly(sigma)(bets)
-    assert growth(shrunk) > growth(full)
-    assert ((shrunk <= full) & ((shrunk > 0) == (full > 0))).all()
-    assert (staking.shrunken_kelly(2 * sigma)(bets) <= shrunk + 1e-15).all()
-    s, c = 0.2 / 3, 4 / 3 * sigma
-    assert staking.shrunken_kelly(sigma)(staking.Bets([0.3], [4.0]))[0] == pytest.approx(
-        s * s**2 / (s**2 + c**2)
-    )
-
-
 @given(fields, st.floats(0.001, 0.1))
 def test_top_3_share_the_stake_of_the_race_by_their_chances(pairs, share):
     p, odds = field(pairs)
@@ -248,18 +230,6 @@ def test_no_stake_in_the_pool_moves_no_price():
     assert (
         staking.price_after(np.array([0, 0, 5.0]), bets)[2] < bets.odds[2]
     ) and staking.price_after(np.array([0, 0, 5.0]), bets)[0] > bets.odds[0]
-
-
-@given(st.floats(1.2, 30), st.floats(0, 0.3), st.floats(0.05, 0.9))
-def test_a_rebate_is_the_same_as_longer_odds(odds, rebate, p):
-    def growth(f):
-        return p * np.log1p(f * (odds - 1)) + (1 - p) * np.log1p(-f * (1 - rebate))
-
-    best = staking.fractional_kelly(1)(staking.Bets([p], [staking.rebated(odds, rebate)]))[0] / (
-        1 - rebate
-    )
-    for off in (-0.02, 0.02):
-        assert growth(best) >= growth(np.clip(best + off, 0, 0.99)) - 1e-9
 
 
 def test_caps_scale_races_and_days_and_keep_proportions():

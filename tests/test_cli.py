@@ -22,7 +22,7 @@ from test_data_clients import listed, result
 from test_data_http import Loopback, status
 
 from racing_core.app import main as cli
-from racing_core.app import mainjob
+from racing_core.app import mainjob, terminal
 from racing_core.errors import Leak
 from racing_core.records import to_json
 
@@ -310,12 +310,23 @@ def test_the_option_goes_before_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_home_is_named_before_or_after_any_command(command, tmp_path, capsys):
-    there, other = f"--home={tmp_path}", f"--home={tmp_path / 'other'}"
-    for first, last in (([there], [other]), ([], [there, other])):
-        assert cli.main([*first, *command.split(), *last, "--json"]) == 2
-        told = json.loads(capsys.readouterr().out)
-        assert "twice" in told["what"] and told["got"] == f"{tmp_path} and {tmp_path / 'other'}"
+def test_every_command_has_the_one_option_for_the_home(command):
+    here = typer.main.get_command(cli.app)
+    for name in command.split():
+        here = here.commands[name]
+    (home,) = [p for p in here.params if "--home" in p.opts]
+    settled = terminal.Shared(sys.stdout, json=False)
+    with here.make_context(command, ["--home", "x"], obj=settled, resilient_parsing=True) as ctx:
+        home.callback(ctx, home, ["x"])
+    assert settled.home.root == Path("x").resolve()
+
+
+@pytest.mark.parametrize("argv", ["--home=A doctor --home=B", "doctor --home=A --home=B"])
+def test_two_homes_are_refused(argv, tmp_path, capsys):
+    argv = argv.replace("A", str(tmp_path / "a")).replace("B", str(tmp_path / "b"))
+    assert cli.main([*argv.split(), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert "twice" in told["what"] and told["got"] == f"{tmp_path / 'a'} and {tmp_path / 'b'}"
 
 
 def test_the_home_after_the_command_is_the_one_that_is_used(tmp_path, monkeypatch, capsys):

@@ -172,22 +172,24 @@ def test_a_contestant_that_learnt_nothing_is_told(starts, tmp_path):
 
 def test_one_walk_for_all(starts):
     "What the backtest, the ablation and the contest train, tune and test on."
-    races = Races.of(starts, build(starts), ["days_since_last"])
-    last = starts["date"].max()
-    steps = list(walk(races, last - timedelta(150)))
-    for step in steps:
-        assert (step.test <= races.decided & races.priced).all() and (
-            step.past <= races.decided
-        ).all()
-        assert not (step.train & step.tune).any() and not (step.past & step.test).any()
-        assert races.dates[step.past].max() < races.dates[step.test].min()
-        assert races.dates[step.train].min() > races.dates.min(), (
-            "races without a past are left out"
-        )
-    whole = last_window(races)
-    assert not whole.test.any() and races.dates[whole.past].max() == races.dates.max()
-    with pytest.raises(BadInput, match="no market"):
-        next(walk(replace(races, odds=np.full(len(races), np.nan)), last - timedelta(150)))
-    untuned = np.where(steps[0].tune, np.nan, races.odds)
-    with pytest.raises(BadInput, match="no market"):
-        next(walk(replace(races, odds=untuned), last - timedelta(150)))
+    whole = Races.of(starts, build(starts), ["days_since_last"])
+    from_day = starts["date"].max() - timedelta(150)
+    here = np.unique(whole.race[whole.dates >= np.datetime64(from_day)])
+    first, second = (whole.race == here[0]), (whole.race == here[1])
+    y = replace(whole.y, win=np.where(second, 0.0, whole.y.win))
+    races = replace(whole, y=y, odds=np.where(first, np.nan, whole.odds))
+    (step,) = walk(races, from_day)
+    assert step.left_out == {"no winner": 1, "not fully priced": 1}
+    assert not step.test[first | second].any()
+    assert (step.test == step.window.test & ~(first | second)).all()
+    assert races.dates[step.past].max() < races.dates[step.test].min()
+    assert races.dates[step.train].min() > races.dates.min(), "races without a past are left out"
+    own, inner = step.used(races)
+    assert (own.dates[inner.tune] == races.dates[step.tune]).all() and not (first & step.past).any()
+
+    last = last_window(races)
+    assert not last.test.any() and races.dates[last.past].max() == races.dates.max()
+    assert last.past[first].all() and not last.past[second].any(), "prices are not asked for"
+    for lost in (step.train, step.tune, step.test):
+        with pytest.raises(BadInput, match="no market"):
+            next(walk(replace(races, odds=np.where(lost, np.nan, races.odds)), from_day))

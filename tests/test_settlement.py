@@ -62,25 +62,6 @@ def test_places_by_race_and_a_runner_that_never_finished():
 
 
 @pytest.mark.parametrize(
-    ("win", "place", "fraction", "void", "returned"),
-    [
-        (1, 1, 0.25, False, 90 + 30),
-        (0, 1, 0.25, False, 30),
-        (0, 0, 0.25, False, 0),
-        (0.5, 1, 0.25, False, 45 + 30),
-        (0, 0.5, 0.2, False, 13),
-        (1, 1, 0.0, False, 90 + 10),
-        (0, 0, 0.0, False, 10),
-        (0, 0, 0.25, True, 20),
-    ],
-)
-def test_each_way_is_two_bets(win, place, fraction, void, returned):
-    assert s.settle_each_way(
-        [20], [9.0], [win], [place], fraction, [void]
-    ).tolist() == pytest.approx([returned])
-
-
-@pytest.mark.parametrize(
     ("to_one", "deduction"),
     [
         (1 / 10, 0.9),
@@ -118,32 +99,6 @@ def test_rule_4_takes_from_winnings_and_never_all_of_them(withdrawn, odds):
     assert s.rule_4([*withdrawn, 2.0]) >= s.rule_4(withdrawn)
 
 
-pools = st.lists(st.floats(1, 1e6), min_size=3, max_size=12)
-
-
-@given(pools, st.integers(1, 3), st.floats(0.05, 0.3), st.sampled_from(["HK", "JP", "US"]))
-def test_a_pool_pays_out_what_is_in_it(money, winners, takeout, jurisdiction):
-    money, race = np.array(money), np.zeros(len(money), int)
-    paid = np.arange(len(money)) < winners
-    dividend = s.pool_dividends(money, paid, race, takeout, jurisdiction)
-    assert (dividend[paid] * money[paid]).sum() == pytest.approx((1 - takeout) * money.sum())
-    assert (dividend[~paid] == 0).all()
-    if winners == 1:
-        assert dividend[0] == pytest.approx((1 - takeout) * money.sum() / money[0])
-
-
-def test_how_winners_divide_is_the_rule_of_the_place():
-    money, race, heat = (
-        np.array([400.0, 300, 200, 100]),
-        np.zeros(4, int),
-        np.array([True, False, False, True]),
-    )
-    assert s.pool_dividends(money, heat, race, 0.2, "HK") == pytest.approx([1, 0, 0, 4])
-    assert s.pool_dividends(money, heat, race, 0.2, "JP") == pytest.approx([1.3, 0, 0, 2.8])
-    assert s.pool_dividends(money, heat, race, 0.2, "US") == pytest.approx([1.375, 0, 0, 2.5])
-    assert np.isnan(s.pool_dividends([0.0, 5], [True, False], np.zeros(2, int), 0.2, "HK")[0])
-
-
 @given(
     st.floats(0.5, 5000),
     st.sampled_from(["HK", "JP", "US"]),
@@ -177,11 +132,9 @@ def test_breakage_by_hand(dividend, jurisdiction, pool, declared):
 
 
 def test_what_has_no_rule_is_refused():
-    pool = ([1.0], [True], np.zeros(1, int), 0.2)
     for call in (
         lambda: s.place_terms("XX", 8),
         lambda: s.breakage(2.0, "GB"),
-        lambda: s.pool_dividends(*pool, "GB"),
         lambda: s.rule_4([1.0]),
     ):
         with pytest.raises(BadInput):

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from . import answers, features, house, promotion, research, results, runs
+from . import answers, betting, features, house, promotion, research, results, runs
 from .options import HomeOption, examples
 from .terminal import Shared
 from ..errors import BadInput, Leak, RacingError, Tampered
@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (results, features, research, runs, promotion, answers, house):
+for group in (results, features, research, runs, promotion, answers, betting, house):
     app.add_typer(group.commands)
 
 

@@ -187,18 +187,26 @@ def next_week(
     return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None))
 
 
+_FORMS = (".1%", ".1f", ".1f", "+.1%")  # of place, fair odds, odds and edge
+
+
 def table(prediction: Prediction) -> str:
     "The ranking as text."
-    rows = [f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'fair':>7} {'odds':>7} {'edge':>7}"]
+    rows = [
+        f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'place':>6} {'fair':>7} {'odds':>7} {'edge':>7}"
+    ]
     for r in prediction.ranked:
-        fair, odds, edge = (
-            ("–" if v is None else f"{v:{f}}")
-            for v, f in ((r.fair_odds, ".1f"), (r.odds, ".1f"), (r.edge, "+.1%"))
-        )
+        shown = zip((r.place_probability, r.fair_odds, r.odds, r.edge), _FORMS, strict=True)
+        place, fair, odds, edge = ("–" if v is None else f"{v:{form}}" for v, form in shown)
         rows.append(
             f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20}"
-            f" {r.win_probability:>6.1%} {fair:>7} {odds:>7} {edge:>7}"
+            f" {r.win_probability:>6.1%} {place:>6} {fair:>7} {odds:>7} {edge:>7}"
         )
+    rows += [
+        f"{c.pool:<15} {'-'.join(map(str, c.runners)):<12} {c.probability:>6.1%}"
+        f"  fair dividend {c.fair_dividend:.1f}"
+        for c in prediction.exotics
+    ]
     notes = [f"  note: {w}" for w in prediction.warnings]
     return "\n".join(
         [

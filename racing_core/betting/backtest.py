@@ -15,6 +15,7 @@ __all__ = [
     "placebos",
     "stage_odds",
     "next_price",
+    "at_dividends",
     "bet_everything",
 ]
 
@@ -26,7 +27,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from .settlement import settle_win
+from .settlement import settle_dividends, settle_win
 from racing_core.betting.staking import (
     Bets,
     Control,
@@ -307,6 +308,31 @@ def next_price(
     seen = np.where(np.isnan(paid), np.nan, seen)
     label = f"chosen at the {chosen} price, settled at the {settled} price"
     return dict(odds=seen, settle_odds=paid), label
+
+
+# %% ../../nbs/53_betting.backtest.ipynb #dividends
+def at_dividends(
+    starts: pl.DataFrame,  # race_id, runner_no, odds and win (1/k for k winners) of each starter
+    dividends: pl.DataFrame,  # canonical table
+) -> tuple[np.ndarray, np.ndarray, str]:  # win and settle_odds for `run`, the label for `figures`
+    "Win bets at the dividends paid, where there are any."
+    win, odds = (starts[c].to_numpy().astype(float) for c in ("win", "odds"))
+    units = starts.select(
+        "race_id", pool=pl.lit("win"), combination=pl.col("runner_no").cast(pl.String), stake=1.0
+    )
+    back = settle_dividends(units, dividends)["returned"].fill_null(0.0).fill_nan(0.0).to_numpy()
+    race = starts["race_id"].rank("dense").to_numpy() - 1
+    count = lambda rows: np.bincount(race, rows)
+    paid = (count(back > 0) > 0) & (count(back > 0) >= count(win > 0))
+    here = paid[race]
+    label = OPTIMISTIC
+    if paid.any():
+        label = "optimistic: chosen at the closing price, settled at the dividends paid"
+    if 0 < paid.sum() < len(paid):
+        label += f" ({paid.sum():,} of {len(paid):,} races)"
+    # a dividend may be the stake alone; settlement wants a price above it
+    settle = np.where(here & (back > 0), np.maximum(back, 1 + 1e-9), odds)
+    return np.where(here, back > 0, win), settle, label
 
 
 # %% ../../nbs/53_betting.backtest.ipynb #cell026

@@ -8,11 +8,9 @@ __all__ = [
     "settle_win",
     "place_terms",
     "placed",
-    "settle_each_way",
     "rule_4",
     "reduced",
     "breakage",
-    "pool_dividends",
     "settle_dividends",
     "reconcile",
 ]
@@ -25,7 +23,7 @@ import polars as pl
 
 from .exotics import POOLS
 from ..errors import BadInput
-from ..odds import check_race, race_sum
+from ..odds import check_race
 
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell005
@@ -62,6 +60,7 @@ def settle_win(
 PLACE_TERMS = {  # fewest runners, handicap only?, places, fraction of the win odds
     "HK": ((7, False, 3, 0.0), (4, False, 2, 0.0)),
     "JP": ((8, False, 3, 0.0), (5, False, 2, 0.0)),
+    "tote": ((8, False, 3, 0.0), (5, False, 2, 0.0)),  # the usual terms where none are stated
     "US_place": ((2, False, 2, 0.0),),
     "US_show": ((3, False, 3, 0.0),),
     "GB": ((16, True, 4, 1 / 4), (12, True, 3, 1 / 4), (8, False, 3, 1 / 5), (5, False, 2, 1 / 4)),
@@ -102,23 +101,6 @@ def placed(
     _, code, tied = np.unique(race * 10_000_000 + known, return_inverse=True, return_counts=True)
     tied, places = tied[code], np.broadcast_to(places, race.max(initial=-1) + 1)[race]
     return np.where(np.isnan(position), 0, np.clip(places - known + 1, 0, tied) / tied)
-
-
-def settle_each_way(
-    stake: np.ndarray,  # (n,) money on each runner, half of it to win and half for a place
-    odds: np.ndarray,  # (n,) decimal win odds
-    win: np.ndarray,  # (n,) 1/k for each of k winners, else 0
-    place: np.ndarray,  # (n,) share of a place, from `placed`
-    fraction: float | np.ndarray,  # of the win odds, from `place_terms`
-    non_runner: np.ndarray | None = None,  # (n,) bool, bets that are void
-) -> np.ndarray:  # (n,) money returned, stakes included
-    "Each way: two bets of half the stake; without place terms (fraction 0) the place half is void."
-    half, odds = np.asarray(stake, float) / 2, np.asarray(odds, float)
-    void = np.zeros(len(half), bool) if non_runner is None else np.asarray(non_runner, bool)
-    short = np.where(np.asarray(fraction) > 0, 1 + (odds - 1) * fraction, 2.0)
-    return settle_win(half, odds, win, non_runner=void) + settle_win(
-        half, short, place, non_runner=void | (np.asarray(fraction) == 0)
-    )
 
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell012
@@ -189,36 +171,6 @@ def breakage(
         raise BadInput("no rounding known", got=jurisdiction, expected="HK, JP, US")
     down = np.floor(x / step + 1e-9) * step
     return np.maximum(down, {"HK": 1.0, "JP": 1.0, "US": 1.05}[jurisdiction])
-
-
-def pool_dividends(
-    money: np.ndarray,  # (n,) staked on each runner or combination
-    paid: np.ndarray,  # (n,) bool, is it among the winners?
-    race: np.ndarray,  # (n,) race codes
-    takeout: float,  # share of the pool kept, refunds taken off before
-    jurisdiction: str,  # HK, JP or US
-) -> np.ndarray:  # (n,) for a stake of one, before breakage; 0 for losers
-    """Net pool over the winners; nan for a winner that nobody backed.
-
-    With W on the winner, D on the losers, P winners and R = 1 − takeout: JP (W + D/P)·R
-    (競馬法施行規則 第9条 付録第6); HK (W's + D)·R / P (HKJC, 'Net Pool shared between horses in dead
-    heat'); US W + ((W's + D)·R − W's)/P (profit split, Oklahoma Administrative Code 325:65-9-1).
-    Each is then divided by W.
-    """
-    money, paid = np.asarray(money, float), np.asarray(paid, bool)
-    total, held = race_sum(money, race), race_sum(money * paid, race)
-    winners, R = np.maximum(race_sum(paid.astype(float), race), 1), 1 - takeout
-    if jurisdiction == "JP":
-        share = (money + (total - held) / winners) * R
-    elif jurisdiction == "HK":
-        share = total * R / winners
-    elif jurisdiction == "US":
-        share = money + (total * R - held) / winners
-    else:
-        raise BadInput("no division known", got=jurisdiction, expected="HK, JP, US")
-    return np.where(
-        paid, np.divide(share, money, out=np.full(len(money), np.nan), where=money > 0), 0
-    )
 
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell018

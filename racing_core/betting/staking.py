@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "Strategy",
-    "Control",
     "Bets",
     "flat",
     "proportional",
@@ -13,17 +12,18 @@ __all__ = [
     "fractional_kelly",
     "reserve_rate",
     "simultaneous_kelly",
-    "shrunken_kelly",
     "isaacs",
     "pool_kelly",
     "price_after",
-    "rebated",
+    "Control",
     "cap",
     "cap_race",
     "cap_day",
     "minimum_edge",
     "liquidity",
     "within_pool",
+    "Decision",
+    "decide",
     "stakes",
 ]
 
@@ -174,26 +174,6 @@ def simultaneous_kelly(
     )
 
 
-def shrunken_kelly(
-    sigma: float | np.ndarray,  # standard error of p, one number or (n,)
-    fraction: float = 1.0,  # of what is left after the shrinking
-) -> Strategy:
-    """Kelly's s times s² / (s² + (odds/(odds − 1))²·σ²).
-
-    Baker and McHale 2013 (Decision Analysis 10, 'Optimal betting under parameter uncertainty: improving the Kelly
-    criterion'): to second order, the fraction that grows fastest when p is estimated with that error.
-    """
-
-    def stake(bets: Bets) -> np.ndarray:
-        full = fractional_kelly(1.0)(bets)
-        error = (bets.odds / (bets.odds - 1) * sigma) ** 2
-        return fraction * np.divide(
-            full**3, full**2 + error, out=np.zeros_like(full), where=full > 0
-        )
-
-    return stake
-
-
 # %% ../../nbs/51_betting.staking.ipynb #cell016
 def isaacs(
     takeout: float = 0.175,  # share of the pool the operator keeps
@@ -265,31 +245,37 @@ def price_after(
     return (1 - takeout) * (bets.depth() + race_sum(stake, bets.race)) / (money + stake)
 
 
-def rebated(
-    odds: np.ndarray,  # (n,) decimal odds
-    rebate: float,  # share of a losing stake paid back
-) -> np.ndarray:  # (n,) decimal odds of a bet without rebate that wins and loses in the same ratio
-    "1 + (odds − 1)/(1 − rebate): stake 1/(1 − rebate) times what Kelly asks for at these odds."
-    return 1 + (np.asarray(odds, float) - 1) / (1 - rebate)
-
-
 # %% ../../nbs/51_betting.staking.ipynb #cell019
-Control = Callable[[np.ndarray, Bets], np.ndarray]  # (stake, bets) -> stake allowed
+@dataclass(frozen=True)
+class Control:
+    "A rule that cuts stakes; its name is kept with what it cut."
+
+    name: str
+    allow: Callable[[np.ndarray, Bets], np.ndarray]  # (stake, bets) -> stake allowed
+
+    def __call__(self, stake: np.ndarray, bets: Bets) -> np.ndarray:
+        return self.allow(stake, bets)
 
 
 def cap(
     at_most: float,  # share of the bankroll on one bet
 ) -> Control:
     "No bet above this share of the bankroll."
-    return lambda stake, bets: np.minimum(stake, at_most)
+    return Control(
+        "cap",
+        lambda stake, bets: np.minimum(stake, at_most),
+    )
 
 
 def cap_race(
     at_most: float,  # share of the bankroll on one race
 ) -> Control:
     "The stakes of a race scaled down to this share of the bankroll."
-    return lambda stake, bets: (
-        stake * np.minimum(1, at_most / np.maximum(race_sum(stake, bets.race), 1e-300))
+    return Control(
+        "cap_race",
+        lambda stake, bets: (
+            stake * np.minimum(1, at_most / np.maximum(race_sum(stake, bets.race), 1e-300))
+        ),
     )
 
 
@@ -297,8 +283,12 @@ def cap_day(
     at_most: float,  # share of the bankroll on one day
 ) -> Control:
     "The stakes of a day scaled down to this share of the bankroll."
-    return lambda stake, bets: (
-        stake * np.minimum(1, at_most / np.maximum(np.bincount(bets.day, stake)[bets.day], 1e-300))
+    return Control(
+        "cap_day",
+        lambda stake, bets: (
+            stake
+            * np.minimum(1, at_most / np.maximum(np.bincount(bets.day, stake)[bets.day], 1e-300))
+        ),
     )
 
 
@@ -306,14 +296,20 @@ def minimum_edge(
     at_least: float,  # expected profit per unit staked
 ) -> Control:
     "No bet unless the edge reaches this."
-    return lambda stake, bets: np.where(bets.edge >= at_least, stake, 0.0)
+    return Control(
+        "minimum_edge",
+        lambda stake, bets: np.where(bets.edge >= at_least, stake, 0.0),
+    )
 
 
 def liquidity(
     at_most: float = 0.01,  # share of the race's pool
 ) -> Control:
     "No bet above this share of the money in the pool."
-    return lambda stake, bets: np.minimum(stake, at_most * bets.depth())
+    return Control(
+        "liquidity",
+        lambda stake, bets: np.minimum(stake, at_most * bets.depth()),
+    )
 
 
 def within_pool(
@@ -322,18 +318,30 @@ def within_pool(
 ) -> Control:
     "No bet above what earns most once it moves the price (`isaacs`)."
     most = isaacs(takeout, rebate)
-    return lambda stake, bets: np.minimum(stake, most(bets))
+    return Control("within_pool", lambda stake, bets: np.minimum(stake, most(bets)))
 
 
-def stakes(
+@dataclass(frozen=True)
+class Decision:
+    "What a strategy wanted and what was left of it."
+
+    wanted: np.ndarray  # (n,) shares of the bankroll
+    cuts: dict[str, np.ndarray]  # control -> (n,) what it took away, in the order applied
+    stake: np.ndarray  # (n,) shares of the bankroll
+
+
+def decide(
     bets: Bets,
     strategy: Strategy,  # what one would like to stake
     controls: tuple[Control, ...] = (),  # what is allowed
-) -> np.ndarray:  # (n,) shares of the bankroll
-    "A strategy's stakes after every control."
-    stake = strategy(bets)
+) -> Decision:
+    "A strategy's stakes after every control, and which control cut what."
+    stake = wanted = np.asarray(strategy(bets), float)
+    cuts = {}
     for control in controls:
-        stake = control(stake, bets)
+        allowed = control(stake, bets)
+        cuts[control.name] = cuts.get(control.name, 0.0) + stake - allowed
+        stake = allowed
     if not ((stake >= 0) & np.isfinite(stake)).all():
         raise BadInput(
             "a strategy or control made an impossible stake",
@@ -341,4 +349,13 @@ def stakes(
             expected="0 or more, finite",
             do="return 0 for no bet",
         )
-    return stake
+    return Decision(wanted, cuts, stake)
+
+
+def stakes(
+    bets: Bets,
+    strategy: Strategy,  # what one would like to stake
+    controls: tuple[Control, ...] = (),  # what is allowed
+) -> np.ndarray:  # (n,) shares of the bankroll
+    "The stakes of `decide`."
+    return decide(bets, strategy, controls).stake

@@ -176,10 +176,20 @@ TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(
 def bankroll(
     predictions: pl.DataFrame,  # of a Backtest
     probability: str = "combined",  # column to bet on
+    dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
 ) -> pl.DataFrame:  # a row per race day
     """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the
-    closing price that was chosen at."""
-    return betting.run(*_bets(predictions, probability), **TERMS)
+    dividends where there are any and else at the closing price that was chosen at."""
+    p, odds, win, race, day = _bets(predictions, probability)
+    win, settle, _ = _settled(predictions, dividends)
+    return betting.run(p, odds, win, race, day, settle_odds=settle, **TERMS)
+
+
+def _settled(p: pl.DataFrame, dividends: pl.DataFrame | None) -> tuple[np.ndarray, np.ndarray, str]:
+    "Winners, the prices they are paid at, and how that is called."
+    if dividends is None:
+        return p["win"].to_numpy(), p["odds"].to_numpy(), betting.OPTIMISTIC
+    return betting.at_dividends(p, dividends)
 
 
 def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
@@ -290,16 +300,17 @@ class Finding:
 def figures(
     found: Backtest,
     test_looks: int,  # how often this window has been looked at
+    dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
 ) -> Finding:
     "Read what was foreseen against what happened."
     p, race, windows = found.predictions, st.race_codes(found.predictions), found.windows
     boards = _boards(p)
-    money = Bankroll.of(bankroll(p))
+    money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[2])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
     gain, known = _gain(p), "oracle" in boards
     best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
     takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
-    beyond = {"beyond_oracle": _gain(p, "true_p").low} if known else {}
+    alarming = ({"beyond_oracle": _gain(p, "true_p").low} if known else {}) | found.alarms
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -319,9 +330,7 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(
-            boards["combined"], everything, takeout, gain.value, beyond | found.alarms
-        ),
+        tripwires=tripwires(boards["combined"], everything, takeout, gain.value, alarming),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),

@@ -225,7 +225,7 @@ def _proves_nothing(bankroll: Bankroll | None) -> str:
         return f"only {bankroll.bets if bankroll else 0} bets"
     if not bankroll.roi or not bankroll.roi.low > 0:
         return "the interval of the return holds zero"
-    return OPTIMISTIC if bankroll.label == OPTIMISTIC else ""
+    return bankroll.label if bankroll.label.startswith("optimistic") else ""
 
 
 # %% ../../nbs/61a_lab.targets.ipynb #cell008

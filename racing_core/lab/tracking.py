@@ -298,7 +298,7 @@ def _experiment(home: Home, client: Any, kind: str) -> str:
     with locked(home.runs / "mlflow.db"):
         if found := client.get_experiment_by_name(f"racing {kind}"):
             return found.experiment_id
-        place = {"artifact_location": "mlflow-artifacts:/"} if _local(home) else {}
+        place = {"artifact_location": "mlflow-artifacts:/.mlflow"} if _local(home) else {}
         return client.create_experiment(f"racing {kind}", tags=TRAINING, **place)
 
 
@@ -383,7 +383,7 @@ def serve(
     "MLflow's pages on the runs of a home, for this machine alone, until stopped; nothing is run from there."
     _client(home)
     store = ["--backend-store-uri", home.tracking_uri]
-    files = ["--artifacts-destination", (home.runs / ".mlflow").as_uri()] if _local(home) else []
+    files = ["--artifacts-destination", home.runs.as_uri()] if _local(home) else []
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [sys.executable, "-m", "mlflow", "server", *store, *files, *where]

@@ -187,7 +187,7 @@ def execute(
     of: Room,
     slow: bool = False,  # cells flagged `slow` as well
 ) -> tuple[dict[str, Any], Outcome]:  # notebook with outputs, ready for JSON
-    """Execute a notebook in this process, whose working folder and `sys.path` are changed."""
+    "Execute a notebook in this process, whose working folder is changed."
     from execnb.nbio import nb2dict
     from execnb.shell import CaptureShell
     from nbdev.process import NBProcessor
@@ -195,7 +195,6 @@ def execute(
     os.environ["IN_TEST"] = "1"  # as nbdev's own runner
     file, start = of.file.resolve(), time.monotonic()
     os.chdir(file.parent)
-    sys.path.insert(0, str(file.parent.parent))
     nb, shell = NBProcessor(file, process=True).nb, CaptureShell(file)
     for cell in nb.cells:
         exported = any(d.startswith("export") for d in cell.directives_)

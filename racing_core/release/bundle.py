@@ -25,6 +25,7 @@ from ..semantic.student import Student
 # %% auto #0
 __all__ = [
     "SCHEMA_VERSION",
+    "POWERS",
     "Origin",
     "code_of",
     "changed",
@@ -96,6 +97,7 @@ def changed(
 
 # %% ../../nbs/70_release.bundle.ipynb #8edb47106e1a46a883d545849b8ab81b
 SCHEMA_VERSION = 2
+POWERS = "stage_powers.json"
 
 
 def _digest(file: Path) -> str:
@@ -114,6 +116,7 @@ def write(
     history: History,  # what is remembered of the past, up to the end of training
     origin: Origin,
     student: Student | None = None,  # answers for a language model where there is no network
+    stage_powers: dict[str, list[float]] | None = None,  # stage -> a power for each of four places
 ) -> dict:  # the manifest
     "Write a bundle."
     folder = Path(folder)
@@ -123,6 +126,8 @@ def write(
         history.since(origin.remembers_from or origin.trained_until).save(draft / "history")
         if student:
             student.save(draft / "student.json")
+        if stage_powers:
+            (draft / POWERS).write_text(json.dumps(stage_powers), encoding="utf-8")
         manifest = _manifest(draft, pipeline, origin)
         text = json.dumps(manifest, indent=1, default=str)
         (draft / "manifest.json").write_text(text, encoding="utf-8")
@@ -197,6 +202,7 @@ class Bundle:
     history: History
     manifest: dict
     student: Student | None = None  # where one was carried
+    stage_powers: dict[str, list[float]] = field(default_factory=dict)  # stage -> four powers
 
 
 def read(
@@ -215,7 +221,8 @@ def read(
     _tell_libraries(manifest)
     carried = "student.json" in manifest["files"]
     student = Student.load(folder / "student.json") if carried else None
-    return Bundle(pipeline, History.load(folder / "history"), manifest, student)
+    powers = json.loads((folder / POWERS).read_bytes()) if POWERS in manifest["files"] else {}
+    return Bundle(pipeline, History.load(folder / "history"), manifest, student, powers)
 
 
 def _stale(manifest: dict, names: list[str], folder: Path) -> BadInput:

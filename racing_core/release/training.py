@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..betting.exotics import learn_powers
 from ..config import Home, write_whole
 from ..data.store import Store
 from ..errors import BadInput
@@ -55,6 +56,13 @@ def _evidence(pipeline: Pipeline, races: Races, tune: np.ndarray) -> dict:
     return figures
 
 
+def _stage_powers(pipeline: Pipeline, own: Races) -> dict[str, list[float]]:
+    "A power for each of four places, for each stage that answers; none where places are unknown."
+    stages = dict.fromkeys(pipeline.answers.values())
+    powers = {s: list(learn_powers(pipeline.foreseen[s], own.y.position, own.race)) for s in stages}
+    return {stage: found for stage, found in powers.items() if found}
+
+
 def _past(store: Store, until: date | None) -> pl.DataFrame:
     "The wide frame of all that may be known."
     starts = store.starts(until=until + timedelta(1) if until else None)
@@ -74,6 +82,7 @@ class _Trained:
     days: pl.Series  # race days known
     evidence: dict  # figures of the tuning window, and how alike the student is
     scores: dict  # whose semantic scores were read
+    powers: dict[str, list[float]]  # stage -> a power for each of four places
 
 
 def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told) -> _Trained:
@@ -91,7 +100,8 @@ def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told
     student, likeness = school(starts.filter(year), frame.filter(year), teacher)
     evidence = dict(tuning_window=evidence, student_likeness=likeness)
     days = starts["date"].unique().sort()
-    return _Trained(pipeline, history, student, days, evidence, account(frame, opinions))
+    scores, powers = account(frame, opinions), _stage_powers(pipeline, tuned)
+    return _Trained(pipeline, history, student, days, evidence, scores, powers)
 
 
 def train(
@@ -129,7 +139,7 @@ def train(
             metrics=told.evidence,
             scores=told.scores,
         )
-        manifest = write(Path(out), pipeline, told.history, origin, told.student)
+        manifest = write(Path(out), pipeline, told.history, origin, told.student, told.powers)
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest

@@ -10,11 +10,15 @@ __all__ = [
     "ClassLevel",
     "RaceType",
     "Label",
+    "Pool",
+    "Odds",
     "EXAMPLE",
     "RunnerIn",
+    "Offer",
     "Card",
     "card_frame",
     "Ranked",
+    "Combination",
     "Prediction",
     "Health",
     "ranks",
@@ -28,6 +32,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..betting.exotics import POOLS
 from ..features.outcomes import PRE_RACE, SKY
 from racing_core.schema import (
     CLASS,
@@ -48,6 +53,8 @@ Going = Literal[tuple(GOING.categories)]
 ClassLevel = Literal[tuple(CLASS.categories)]
 RaceType = Literal[tuple(RACE_TYPE.categories)]
 Label = Annotated[str, Field(min_length=1)]
+Pool = Literal[tuple(name for name in POOLS if name != "win")]
+Odds = Annotated[float, Field(gt=1, le=100_000)]
 
 
 def _of(table: Table, column: str, kind: Any) -> Any:
@@ -81,8 +88,9 @@ class RunnerIn(_Closed):
     age: _of(RUNNERS, "age", int) | None = None
     sex: _of(RUNNERS, "sex", str) | None = None
     gear: _of(RUNNERS, "gear", str) | None = None
-    odds: float | None = Field(
-        None, gt=1, le=100_000, description="decimal win odds on offer, stake included"
+    odds: Odds | None = Field(None, description="decimal win odds on offer, stake included")
+    place_odds: Odds | None = Field(
+        None, description="decimal place odds on offer, stake included; read by `racing bets`"
     )
     non_runner: bool = Field(False, description="withdrawn: left out of the race and of the prices")
 
@@ -96,6 +104,25 @@ class RunnerIn(_Closed):
     def horse(self) -> str:
         "The id that the horse is looked up by."
         return self.horse_id or self.horse_name
+
+
+# %% ../../nbs/80_serving.contract.ipynb #offer
+class Offer(_Closed):
+    "The price of one combination of an exotic pool."
+
+    pool: Pool
+    runners: list[_of(RUNNERS, "runner_no", int)] = Field(
+        max_length=4,
+        description="runner numbers, in the order of finish where the pool asks for it",
+    )
+    odds: Odds = Field(description="decimal odds on offer, stake included")
+
+    @model_validator(mode="after")
+    def _named(self):
+        named = 2 if self.pool == "quinella_place" else POOLS[self.pool][0]
+        if len(set(self.runners)) != named or len(self.runners) != named:
+            raise ValueError(f"{self.pool} names {named} different runners, got {self.runners}")
+        return self
 
 
 # %% ../../nbs/80_serving.contract.ipynb #cell009
@@ -181,6 +208,12 @@ class Card(_Closed):
     wind_speed_ms: _of(WEATHER, "wind_speed_ms", float) | None = None
     humidity_pct: _of(WEATHER, "humidity_pct", float) | None = None
     runners: list[RunnerIn] = Field(min_length=1, max_length=MAX_RUNNERS)
+    exotics: list[Pool] | None = Field(
+        None, max_length=7, description="pools whose likeliest combinations the answer shall list"
+    )
+    offers: list[Offer] | None = Field(
+        None, max_length=3000, description="prices of exotic combinations; read by `racing bets`"
+    )
 
     @field_validator("runners")
     @classmethod
@@ -196,6 +229,15 @@ class Card(_Closed):
         if all(r.non_runner for r in runners):
             raise ValueError("every runner is a non_runner: nobody is left to run")
         return runners
+
+    @model_validator(mode="after")
+    def _offered(self):
+        unknown = {n for o in self.offers or [] for n in o.runners} - {
+            r.runner_no for r in self.runners
+        }
+        if unknown:
+            raise ValueError(f"an offer names runner {min(unknown)}, who is not on the card")
+        return self
 
     @property
     def starters(self) -> list[RunnerIn]:
@@ -234,7 +276,8 @@ def card_frame(
         conform(pl.DataFrame(rows), RUNNERS), on="race_id", maintain_order="right"
     )
     odds = [r.odds for r in card.starters]
-    # a column, not a literal: polars divides by a literal through its reciprocal, one bit away from what training divided by
+    # a column, not a literal: polars divides by a literal through its reciprocal, one bit away
+    # from what training divided by
     frame = frame.with_columns(n_starters=pl.len().over("race_id").cast(pl.Int16))
     weather = (
         pl.Series(c, [getattr(card, c)] * len(frame), dtype=WEATHER.columns[c].dtype) for c in SKY
@@ -261,12 +304,28 @@ class Ranked(BaseModel):
     edge: float | None = Field(
         None, description="win_probability * odds - 1: expected profit on a stake of one"
     )
+    place_probability: float | None = Field(
+        None, description="chance to be among the first `places`; null without place betting"
+    )
     known_horse: bool = Field(description="does the model remember an earlier start of this horse?")
     scored_by: dict[str, str] = Field(
         description=(
             "who gave the semantic scores of jockey, trainer and horse: cache (a language model,"
             " asked ahead), student or fallback"
         )
+    )
+
+
+class Combination(BaseModel):
+    "One combination of an exotic pool."
+
+    pool: Pool
+    runners: list[int] = Field(
+        description="runner numbers, in the order of finish where the pool asks for it"
+    )
+    probability: float = Field(description="chance that it comes in")
+    fair_dividend: float = Field(
+        description="1 / probability: return on a stake of one, stake included, without takeout"
     )
 
 
@@ -280,6 +339,19 @@ class Prediction(BaseModel):
         description="made from form alone, from form and prices mixed, or from prices corrected"
     )
     ranked: list[Ranked]
+    places: int | None = Field(
+        None, description="how many places a tote pays in this field; null if it pays none"
+    )
+    stage_powers: list[float] = Field(
+        [],
+        description=(
+            "the power of the win probability by which the 1st, 2nd, 3rd and 4th place are won"
+            " among those left: place and exotic chances follow from it"
+        ),
+    )
+    exotics: list[Combination] = Field(
+        [], description="likeliest combinations of the pools asked for, best first"
+    )
     warnings: list[str] = Field(description="what the reader of these probabilities should know")
 
 

@@ -19,6 +19,7 @@ from ..pipeline import answered
 from ..semantic.opinions import Opinions, origins, speak
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
+from .places import with_places
 
 # %% auto #0
 __all__ = ["sample_card", "Predictor"]
@@ -95,7 +96,7 @@ class Predictor:
         if not known.any():  # then the prices know more than we do
             ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
         ranked.sort(key=lambda r: (r.rank, r.runner_no))
-        return Prediction(
+        answer = Prediction(
             race_id=frame["race_id"][0],
             model=m["name"],
             version=m["version"],
@@ -103,6 +104,7 @@ class Predictor:
             ranked=ranked,
             warnings=self._warnings(card, frame),
         )
+        return with_places(answer, card, self.bundle.stage_powers.get(stage))
 
     @staticmethod
     def _ranked(
