@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ..betting.exotics import learn_powers
@@ -38,9 +37,8 @@ Told = Callable[[str], None]  # what is being done
 REMEMBERED = 60  # race days of which a bundle answers cards as of their date
 
 
-def _evidence(pipeline: Pipeline, races: Races, tune: np.ndarray) -> dict:
+def _evidence(pipeline: Pipeline, own: Races) -> dict:
     "Figures of the tuning window."
-    own = races.rows(tune & races.priced if pipeline.priced else tune)
     stages = pipeline.foreseen
     boards = {
         n: summary(p, own.y.win, own.y.position, own.race, own.dates) for n, p in stages.items()
@@ -93,12 +91,12 @@ def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told
     races = Races.of(starts, frame)
     step = last_window(races)
     pipeline.fit(races, step.train, step.tune, progress)
-    evidence = _evidence(pipeline, races, step.tune)
+    tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
     progress("student")
     year = starts["date"] > starts["date"].max() - timedelta(365)
     teacher = opinions if heard["mind"] == "model" else None
     student, likeness = school(starts.filter(year), frame.filter(year), teacher)
-    evidence = dict(tuning_window=evidence, student_likeness=likeness)
+    evidence = dict(tuning_window=_evidence(pipeline, tuned), student_likeness=likeness)
     days = starts["date"].unique().sort()
     scores, powers = account(frame, opinions), _stage_powers(pipeline, tuned)
     return _Trained(pipeline, history, student, days, evidence, scores, powers)
