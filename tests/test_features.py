@@ -1,4 +1,4 @@
-"""Features from outside: names, truth of a hand-computed career, parity of training and serving, and the leak alarms on real results."""
+"""Features from outside: a career computed by hand, training and serving alike, the leak alarms on real results."""
 
 from collections import Counter
 from datetime import date, timedelta
@@ -15,6 +15,7 @@ from racing_core.features.matrix import History, build, compute, matrix, names
 from racing_core.features.outcomes import outcomes
 from racing_core.features.ratings import MARKET, joint_ratings
 from racing_core.features.registry import Timeline, features
+from racing_core.features.worth import wins_by_value
 from racing_core.simulate import simulate
 
 SPECIFIED = {
@@ -235,3 +236,19 @@ def test_speed_ratings_take_out_the_pace_of_the_day(starts):
     one, other = outcomes(starts).filter(slow)["speed"], outcomes(muddy).filter(slow)["speed"]
     raw = (starts.filter(slow)["time_s"] * 0.03 / starts.filter(slow)["distance_m"] * 10_000).mean()
     assert abs((one - other).mean()) < 0.35 * raw
+
+
+@pytest.mark.parametrize("often", [0.02, 0.5, 0.98])
+def test_wins_by_value_count_each_runner_once_and_keep_equal_values_together(often):
+    "Against a plain loop, for a flag that is rare, even and usual."
+    world = simulate(races=300, seed=4).starts()
+    flag = np.random.default_rng(1).random(len(world)) < often
+    known = pl.Series([None, *map(float, flag[1:])])
+    worth = wins_by_value(known, world)
+    rows = list(zip(known, world["race_id"], world["position"], world["n_starters"], strict=True))
+    first = Counter(race for _, race, place, _ in rows if place == 1)
+    assert worth["value"].to_list() == [0, 1] and worth["runners"].sum() == len(world) - 1
+    for value, wins, runners in worth.iter_rows():
+        mine = [(race, place, n) for flag, race, place, n in rows if flag == value]
+        won = sum(1 / first[race] for race, place, _ in mine if place == 1)
+        assert runners == len(mine) and np.isclose(wins, won / sum(1 / n for *_, n in mine))

@@ -1,4 +1,4 @@
-"""The semantic family from outside: names, two languages, weights that know no future, parity of card and history, and whose value it is."""
+"""The semantic family from outside: two languages, weights that know no future, card and history alike."""
 
 import time
 import warnings
@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as hs
 
 from racing_core.errors import BadInput
-from racing_core.features import leaks, semantic, student
+from racing_core.features import leaks, semantic
 from racing_core.features.matrix import History, build, compute
 from racing_core.features.registry import features
+from racing_core.semantic import facts, lexicon, opinions, student
 from racing_core.semantic.scorer import Score, Settings
 from racing_core.simulate import simulate
 
@@ -85,7 +86,7 @@ def test_every_value_is_there_and_in_its_range(frame):
     ],
 )
 def test_both_languages_mean_the_same(term, chinese, english):
-    assert semantic.terms(pl.Series([chinese, english.upper(), "", None]))[term].to_list() == [
+    assert lexicon.terms(pl.Series([chinese, english.upper(), "", None]))[term].to_list() == [
         True,
         True,
         False,
@@ -94,7 +95,7 @@ def test_both_languages_mean_the_same(term, chinese, english):
 
 
 def test_no_cover_is_not_cover():
-    assert semantic.terms(pl.Series(["走第二疊，有遮擋", "走第二疊，沒有遮擋"]))[
+    assert lexicon.terms(pl.Series(["走第二疊，有遮擋", "走第二疊，沒有遮擋"]))[
         "covered"
     ].to_list() == [True, False]
 
@@ -102,8 +103,8 @@ def test_no_cover_is_not_cover():
 @settings(max_examples=100, deadline=None)
 @given(hs.lists(hs.one_of(hs.none(), hs.text(max_size=40)), max_size=8))
 def test_any_text_can_be_read(comments):
-    found = semantic.terms(pl.Series(comments, dtype=pl.String))
-    assert found.shape == (len(comments), len(semantic.LEXICON))
+    found = lexicon.terms(pl.Series(comments, dtype=pl.String))
+    assert found.shape == (len(comments), len(lexicon.LEXICON))
     assert [x is None for x in found["led"]] == [c is None for c in comments]
 
 
@@ -116,7 +117,7 @@ def test_no_feature_sees_the_future(alarm, starts):
 
 def test_the_alarm_rings_for_a_comment_on_the_race_itself(starts):
     def leaking(s):
-        return build(s).with_columns(now=semantic.terms(s["comment"])["weakened"].cast(pl.Float64))
+        return build(s).with_columns(now=lexicon.terms(s["comment"])["weakened"].cast(pl.Float64))
 
     assert leaks.scramble(leaking, starts, starts["date"].unique().sort()[-10]) == ["now"]
 
@@ -184,8 +185,8 @@ def test_weights_are_learnt_from_a_horse_s_own_next_start():
         ),
     ).with_columns(pl.col("date") + pl.duration(days=pl.Series(day)))
     said = pl.Series([SAID[i] for i in rng.integers(0, len(SAID) - 1, n)])
-    scored = semantic._learnt(history, semantic.terms(said))["said_sentiment"]
-    flags, ids = semantic.terms(said).to_numpy().astype(float), history["horse_id"].to_list()
+    scored = lexicon.learnt_scores(history, lexicon.terms(said))["said_sentiment"]
+    flags, ids = lexicon.terms(said).to_numpy().astype(float), history["horse_id"].to_list()
     quarter = (
         history.select(pl.col("date").dt.year() * 4 + pl.col("date").dt.quarter())
         .to_series()
@@ -202,7 +203,7 @@ def test_weights_are_learnt_from_a_horse_s_own_next_start():
     for i in (n // 2, n - 1):
         pairs = [j for j in range(n) if before[j] >= 0 and quarter[j] < quarter[i]]
         Z = np.array([[1, y[before[j]], market[before[j]], *profile[before[j]]] for j in pairs])
-        penalty = np.diag([0, 1, 1, *[semantic.RIDGE] * flags.shape[1]])
+        penalty = np.diag([0, 1, 1, *[lexicon.RIDGE] * flags.shape[1]])
         weights = np.linalg.solve(Z.T @ Z + penalty, Z.T @ y[pairs])[3:]
         assert scored[i] == pytest.approx(profile[i] @ weights, abs=1e-5)
     assert (
@@ -239,13 +240,13 @@ def test_a_card_becomes_questions_that_hide_names_when_asked(starts, frame):
         .then(pl.lit(f"{name} led"))
         .otherwise("comment")
     )
-    said = semantic.recent_comments(told, card)
+    said = facts.recent_comments(told, card)
     assert all(len(c) <= 3 for c in said.values()) and any(
         name in c for c in said[card["horse_id"][0], card["date"][0]]
     )
-    hidden, open_ = (semantic.subjects(card, rows, said, anonymise=a) for a in (True, False))
+    hidden, open_ = (facts.subjects(card, rows, said, anonymise=a) for a in (True, False))
     assert {(s.kind, s.id) for s in hidden} == {
-        (k, i) for k in semantic.REPLACED for i in card[f"{k}_id"]
+        (k, i) for k in facts.REPLACED for i in card[f"{k}_id"]
     }
     names = [n for c in ("horse_name", "jockey_name", "trainer_name") for n in card[c]]
     text = str([s.facts for s in hidden])
@@ -257,44 +258,40 @@ def test_a_card_becomes_questions_that_hide_names_when_asked(starts, frame):
 
 def test_comments_of_the_day_and_later_are_not_among_the_facts(starts):
     card = starts.filter(date=starts["date"].unique().sort()[100])
-    said = semantic.recent_comments(
-        starts.with_columns(comment=pl.col("date").cast(pl.String)), card
-    )
+    said = facts.recent_comments(starts.with_columns(comment=pl.col("date").cast(pl.String)), card)
     assert said and all(c < str(card["date"][0]) for cs in said.values() for c in cs)
 
 
-def test_every_value_says_whose_it_is_and_mixed_minds_are_refused(starts, frame):
+def test_every_value_says_whose_it_is_and_mixed_scorers_are_refused(starts, frame):
     card = starts.filter(race_id=starts["race_id"][-1])
     rows = frame.filter(race_id=card["race_id"][0])
     after = Settings(cutoff=date(2000, 1, 1))
-    plain = semantic.overlay(card, rows, {}, after)
+    plain = facts.overlay(card, rows, {}, after)
     assert plain.select(rows.columns).equals(rows) and set(plain["horse_origin"]) == {"fallback"}
     scores = {
-        (k, i): Score(0.9, 0.1, 0.8, "", "cache")
-        for k in semantic.REPLACED
-        for i in card[f"{k}_id"]
+        (k, i): Score(0.9, 0.1, 0.8, "", "cache") for k in facts.REPLACED for i in card[f"{k}_id"]
     }
-    spoken = semantic.overlay(card, rows, scores, after)
+    spoken = facts.overlay(card, rows, scores, after)
     assert set(spoken["grok4_horse_fitness_assessment"]) == {0.9} and set(
         spoken["jockey_origin"]
     ) == {"cache"}
-    semantic.demand_coverage(spoken)
+    opinions.demand_coverage(spoken)
     remembered = [
-        semantic.overlay(card, rows, scores, s)
+        facts.overlay(card, rows, scores, s)
         for s in (Settings(), Settings(cutoff=date(2099, 1, 1)))
     ]
     for wrong in (plain, pl.concat([plain, spoken]), *remembered):
         with pytest.raises(BadInput):
-            semantic.demand_coverage(wrong)
+            opinions.demand_coverage(wrong)
 
 
 def test_a_student_of_the_fallback_agrees_with_it(starts, frame, tmp_path):
     some = starts["race_id"].unique().sort()[-60:]
     card, rows = (x.filter(pl.col("race_id").is_in(some.implode())) for x in (starts, frame))
-    asked = semantic.subjects(card, rows, semantic.recent_comments(starts, card), anonymise=True)
-    fallback = semantic.fallbacks(card, rows)
-    lessons = student.taught(asked, {}, fallback)
-    pupil = student.distil(lessons)
+    asked = facts.subjects(card, rows, facts.recent_comments(starts, card), anonymise=True)
+    fallback = facts.fallbacks(card, rows)
+    lessons = student.examples(asked, {}, fallback)
+    pupil = student.learn(lessons)
     pupil.save(tmp_path / "student.json")
     again = student.Student.load(tmp_path / "student.json")
     horses = [(s, a) for s, a in lessons if s.kind == "horse"]
@@ -302,7 +299,7 @@ def test_a_student_of_the_fallback_agrees_with_it(starts, frame, tmp_path):
         np.array([a.score for _, a in horses]),
         np.array([again.score(s).score for s, _ in horses]),
     )
-    assert set(pupil.lessons) == set(semantic.REPLACED) and np.corrcoef(said, thought)[0, 1] > 0.8
+    assert set(pupil.lessons) == set(facts.REPLACED) and np.corrcoef(said, thought)[0, 1] > 0.8
     assert (tmp_path / "student.json").stat().st_size < 100_000
 
 

@@ -1,4 +1,4 @@
-"""Weather and interaction features from outside: names and ranges, hand-made truths, learnt clusters that never see their own year."""
+"""Weather and interaction from outside: names, ranges, truths made by hand, clusters that never see their year."""
 
 import warnings
 from datetime import date, timedelta
@@ -9,9 +9,9 @@ import pytest
 
 from racing_core import schema
 from racing_core.features import leaks
-from racing_core.features.interaction import PACE, SCENARIOS, STYLES, yearly
 from racing_core.features.matrix import History, build, compute, names
 from racing_core.features.outcomes import SKY, outcomes, prepare
+from racing_core.features.pace import PACE, SCENARIOS, STYLES, yearly
 from racing_core.features.ratings import MARKET, PERFORMANCE, joint_ratings
 from racing_core.features.registry import FAMILIES, features
 from racing_core.features.weather import moisture_origin

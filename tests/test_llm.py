@@ -1,4 +1,4 @@
-"""The scorer against a real HTTP server that plays a gullible model, a slow one, a broken one and an expensive one; and the cache behind it."""
+"""The scorer against a real HTTP server that plays a gullible, a slow, a broken and an expensive model; the cache."""
 
 import asyncio
 import contextlib
@@ -25,6 +25,7 @@ from hypothesis import strategies as hs
 
 from racing_core.errors import BadInput, Tampered
 from racing_core.memo import DiskCache, RedisCache, once
+from racing_core.semantic.client import lookup, prefetch
 from racing_core.semantic.scorer import (
     Score,
     Settings,
@@ -33,10 +34,8 @@ from racing_core.semantic.scorer import (
     clean,
     era,
     hide,
-    lookup,
     messages,
     parse,
-    prefetch,
     schema,
 )
 

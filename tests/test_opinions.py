@@ -1,4 +1,4 @@
-"""A language model's scores from the first question to the answer of a card: asked ahead, read from the cache, never waited for, never mixed."""
+"""A language model's scores, from the first question to the answer of a card: asked ahead, never waited for."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from racing_core.models.linear import ConditionalLogit
 from racing_core.pipeline import Pipeline
 from racing_core.release.bundle import read
 from racing_core.release.training import train
-from racing_core.semantic.opinions import Opinions, _who, account, matrix_of, speak
+from racing_core.semantic.opinions import Opinions, _who, account, matrix_of, scorer_of, with_scores
 from racing_core.semantic.scorer import Score
 from racing_core.serving.contract import card_frame
 from racing_core.serving.predictor import Predictor
@@ -63,7 +63,7 @@ def fill(opinions: Opinions, starts: pl.DataFrame) -> None:
     for day in starts.partition_by("date"):
         for s in _who(day):
             opinions.cache.put(
-                s.place(opinions.settings),
+                s.day_key(opinions.settings),
                 asdict(Score((hash(s.id) % 97) / 97, 0.0, 0.5, "", "model")),
             )
 
@@ -78,7 +78,7 @@ def listening(house, starts, tmp_path_factory):
     )
     fill(told, starts)
     folder = tmp_path_factory.mktemp("bundle") / "b"
-    train(house, "simulated", folder, NOW, make=small, mind="model", opinions=told)
+    train(house, "simulated", folder, NOW, make=small, scorer="model", opinions=told)
     return read(folder), told
 
 
@@ -93,12 +93,12 @@ def test_questions_are_asked_once_and_the_answers_reach_the_matrix(opinions, ser
         and len(service.asked) == asked
     )
     frame = compute(last, History.learn(starts))
-    told = speak(last, frame, opinions)
+    told = with_scores(last, frame, opinions)
     assert (
         set(told["jockey_origin"]) == {"cache"}
         and told["grok4_jockey_form_score"].to_list() != frame["grok4_jockey_form_score"].to_list()
     )
-    plain = speak(
+    plain = with_scores(
         last, frame, replace(opinions, settings=replace(opinions.settings, anonymise=True))
     )
     assert set(plain["jockey_origin"]) == {"fallback"}, (
@@ -123,7 +123,7 @@ def test_anonymous_questions_hold_no_name_and_no_date(opinions, service, starts)
 def test_a_bundle_that_listens_reads_the_cache_and_its_student_for_the_rest(listening, starts):
     bundle, told = listening
     assert (
-        bundle.manifest["scores"]["mind"] == "model"
+        bundle.manifest["scores"]["scorer"] == "model"
         and bundle.manifest["scores"]["model"] == "listened-to"
     )
     card = next_week(starts)
@@ -143,7 +143,7 @@ def test_a_bundle_that_listens_reads_the_cache_and_its_student_for_the_rest(list
 def test_a_bundle_of_the_fallback_listens_to_nobody(house, starts, listening, tmp_path):
     train(house, "simulated", tmp_path / "b", NOW, make=small)
     bundle, card = read(tmp_path / "b"), next_week(starts)
-    assert bundle.manifest["scores"]["mind"] == "fallback" and set(bundle.student.lessons) == {
+    assert bundle.manifest["scores"]["scorer"] == "fallback" and set(bundle.student.lessons) == {
         "jockey",
         "trainer",
     }
@@ -155,8 +155,19 @@ def test_a_bundle_of_the_fallback_listens_to_nobody(house, starts, listening, tm
         replace(listening[1], settings=replace(listening[1].settings, model="another")),
     ).predict(card)
     assert {b for r in other.ranked for b in r.scored_by.values()} == {"fallback"}, (
-        "another model's mind is another mind"
+        "another model is another scorer"
     )
+
+
+def test_a_bundle_of_the_old_word_still_listens(listening, starts):
+    "Manifests written before the word was scorer say mind."
+    bundle, told = listening
+    old = {k: v for k, v in bundle.manifest["scores"].items() if k != "scorer"} | {"mind": "model"}
+    earlier = replace(bundle, manifest=bundle.manifest | {"scores": old})
+    assert scorer_of(old) == scorer_of(bundle.manifest["scores"]) == "model"
+    assert scorer_of({}) == "fallback"
+    card = next_week(starts)
+    assert Predictor(earlier, told).predict(card) == Predictor(bundle, told).predict(card)
 
 
 def test_a_prediction_waits_for_nobody_and_a_later_one_knows(listening, starts, service, fast):  # noqa: F811
@@ -182,20 +193,26 @@ def test_training_on_what_a_model_may_remember_is_refused_and_testing_on_it_is_l
     _, told = listening
     remembers = replace(told, settings=replace(told.settings, cutoff=date(2099, 1, 1)))
     with pytest.raises(BadInput, match="100% of the races"):
-        train(house, "simulated", tmp_path / "b", NOW, make=small, mind="model", opinions=remembers)
-    frame = matrix_of(starts, mind="model", opinions=remembers, remembered=1)
+        train(
+            house, "simulated", tmp_path / "b", NOW, make=small, scorer="model", opinions=remembers
+        )
+    frame = matrix_of(starts, scorer="model", opinions=remembers, remembered=1)
     assert "CONTAMINATED: 100%" in account(frame, remembers)["label"] and np.isclose(
         account(frame, remembers)["may_remember"], 1
     )
     half = replace(told, settings=replace(told.settings, model="half-asked"))
     fill(half, starts.filter(pl.col("date") < starts["date"].median()))
     with pytest.raises(BadInput, match="scored by a model"):
-        matrix_of(starts, mind="model", opinions=half, remembered=1)
+        matrix_of(starts, scorer="model", opinions=half, remembered=1)
 
 
 def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(
-    house, starts, listening, service, tmp_path
-):  # noqa: F811
+    house,
+    starts,
+    listening,
+    service,  # noqa: F811
+    tmp_path,
+):
     card = tmp_path / "card.json"
     card.write_text(next_week(starts).model_dump_json(exclude_none=True))
     env = {
@@ -236,9 +253,9 @@ def test_the_command_scores_a_card_and_stored_days_and_labels_the_report(
         env={"RACING_LLM_MODEL": "listened-to"},
     )
     assert (
-        seen["scores"]["mind"] == "model"
+        seen["scores"]["scorer"] == "model"
         and seen["scores"]["may_remember"] == 1
-        and len(seen["families"]) == 9
+        and len(seen["families"]["rows"]) == 9
     )
     page = Path(seen["report"]).read_text(encoding="utf-8")
     assert "CONTAMINATED" in page and "What each family adds" in page

@@ -47,11 +47,11 @@ Recipes = Annotated[
 ]
 
 
-def _opinions(home: Home, mind: str, anonymise: bool | None) -> Any:
+def _opinions(home: Home, scorer: str, anonymise: bool | None) -> Any:
     "What a language model has said, where it is wanted."
     from racing_core.semantic.opinions import Opinions
 
-    return Opinions.of(home, anonymise) if mind == "model" else None
+    return Opinions.of(home, anonymise) if scorer == "model" else None
 
 
 _TOLD = ("name", "version", "source", "trained_from", "trained_until", "metrics")
@@ -91,7 +91,7 @@ def train(
 
     place, began, now = ctx.obj.home, time.perf_counter(), datetime.now(UTC)
     folder = out or place.bundles / known_source(place, source)
-    asked = dict(recipe=recipe, recipes=recipes, mind=scores)
+    asked = dict(recipe=recipe, recipes=recipes, scorer=scores)
     asked |= dict(opinions=_opinions(place, scores, anonymise))
     with Bar(f"train {source}") as bar:
         manifest = fit(place, known_source(place, source), folder, now, until, bar, **asked)

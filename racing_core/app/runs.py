@@ -29,7 +29,10 @@ def _interval(figure: dict | None) -> str:
 
 def _line(run: dict) -> str:
     code = "–" if run["commit"] is None else run["commit"][:8] + "*" * run["dirty"]
-    window = " to ".join(str(run["settings"].get(k) or "") for k in ("test_from", "test_to"))
+    asked = run["settings"]
+    window = " to ".join(str(asked.get(k) or "") for k in ("test_from", "test_to"))
+    if run["kind"] == "train":
+        window = f"tuning years, until {asked.get('until') or 'the end'}"
     gain = _interval(run["figures"].get("delta_r2"))
     when = run["started"][:16].replace("T", " ")
     start = (

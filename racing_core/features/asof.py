@@ -48,7 +48,7 @@ def recall(
         )
 
 
-# %% ../../nbs/21_features.asof.ipynb #cell007
+# %% ../../nbs/21_features.asof.ipynb #f6166b51
 def last_n(
     column: str,
     n: int,  # how many starts, today's excluded
@@ -57,6 +57,7 @@ def last_n(
     return pl.col(column).cast(pl.Float64).rolling_mean(n, min_samples=1)
 
 
+# %% ../../nbs/21_features.asof.ipynb #a7b4f198
 def _weight(half_life: float | None) -> pl.Expr:
     """Weights that double every half-life; only their ratios matter, so a fixed origin keeps every
     prefix reproducible."""
@@ -82,6 +83,7 @@ def rate(
     return (total + prior * strength) / (weight + strength)
 
 
+# %% ../../nbs/21_features.asof.ipynb #cd9dd177
 def recent(
     column: str,
     half_life: float,  # days after which a start counts half
@@ -92,7 +94,7 @@ def recent(
     return pl.when(weight > 0).then((x * w).fill_null(0.0).cum_sum() / weight)
 
 
-# %% ../../nbs/21_features.asof.ipynb #cell009
+# %% ../../nbs/21_features.asof.ipynb #9460a329
 def slope(
     x: pl.Expr,  # what the record may lean on
     y: pl.Expr,  # the record
@@ -106,6 +108,7 @@ def slope(
     return (sxy - sx * sy / n.clip(1)) / (sxx - sx * sx / n.clip(1) + ridge)
 
 
+# %% ../../nbs/21_features.asof.ipynb #1b54efba
 def mean_so_far(
     x: pl.Expr,
     weight: pl.Expr | None = None,  # how much each start counts, never negative; None: all alike

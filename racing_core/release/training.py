@@ -26,7 +26,7 @@ from ..pipeline import Pipeline, answered
 from ..pipeline import recipe as recipe_of
 from ..records import to_json
 from .bundle import Origin, write
-from ..semantic.opinions import Opinions, account, matrix_of, school
+from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
 
 # %% auto #0
@@ -94,8 +94,8 @@ def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told
     tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
     progress("student")
     year = starts["date"] > starts["date"].max() - timedelta(365)
-    teacher = opinions if heard["mind"] == "model" else None
-    student, likeness = school(starts.filter(year), frame.filter(year), teacher)
+    teacher = opinions if heard["scorer"] == "model" else None
+    student, likeness = distil(starts.filter(year), frame.filter(year), teacher)
     evidence = dict(tuning_window=_evidence(pipeline, tuned), student_likeness=likeness)
     days = starts["date"].unique().sort()
     scores, powers = account(frame, opinions), _stage_powers(pipeline, tuned)
@@ -112,7 +112,7 @@ def train(
     recipe: str = "best",  # a name in the recipes' file
     recipes: Path | None = None,  # such a file; the package's own by default
     make: Callable[[], Pipeline] | None = None,  # or an untrained pipeline of one's own
-    mind: str = "fallback",  # whose semantic scores: fallback or model
+    scorer: str = "fallback",  # whose semantic scores: fallback or model
     opinions: Opinions | None = None,  # a model's
     notebook: str | None = None,  # that asks for it
 ) -> dict:  # the manifest
@@ -120,9 +120,9 @@ def train(
     pipeline = make() if make else recipe_of(recipe, recipes)
     settings, store = pipeline.settings(), Store(home, source)
     starts, named = _past(store, until), "" if make else recipe
-    asked = dict(recipe=named, until=until, scores=mind, notebook=notebook)
+    asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook)
     with tracked(home, "train", source, asked, data=store.fingerprint) as run:
-        told = _train(starts, pipeline, dict(mind=mind, opinions=opinions), progress)
+        told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
         progress("bundle")
         origin = Origin(
             name=f"{source} {'pipeline' if named in ('', 'best') else named}",

@@ -16,7 +16,7 @@ from ..config import Home
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
 from ..pipeline import answered
-from ..semantic.opinions import Opinions, origins, speak
+from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from .contract import Card, Prediction, Ranked, RunnerIn, card_frame, ranks
 from .places import with_places
@@ -57,7 +57,7 @@ class Predictor:
         no other opens it."""
         return cls(
             bundle,
-            Opinions.of(home) if bundle.manifest.get("scores", {}).get("mind") == "model" else None,
+            Opinions.of(home) if scorer_of(bundle.manifest.get("scores", {})) == "model" else None,
         )
 
     @property
@@ -66,7 +66,7 @@ class Predictor:
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
         return (
             s is not None
-            and scores.get("mind") == "model"
+            and scorer_of(scores) == "model"
             and (scores["model"], scores["anonymised"]) == (s.model, s.anonymise)
         )
 
@@ -78,7 +78,9 @@ class Predictor:
         return (
             runners,
             odds,
-            speak(runners, frame, self.opinions, self.bundle.student) if self.speaks else frame,
+            with_scores(runners, frame, self.opinions, self.bundle.student)
+            if self.speaks
+            else frame,
         )
 
     def predict(self, card: Card) -> Prediction:
