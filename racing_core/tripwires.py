@@ -68,14 +68,12 @@ class Wire:
 
 def tripwires(
     board: Board,  # of the model
-    returns: (
-        dict[str, float] | None
-    ) = None,  # return on backing every runner, -0.18 for a loss of 18%, by the names in `FROM_TAKEOUT`
+    # return on backing every runner, -0.18 for a loss of 18%, by the names in `FROM_TAKEOUT`
+    returns: dict[str, float] | None = None,
     takeout: float | None = None,  # share of the pool the operator keeps, 0..1
     delta_r2: float | None = None,  # ΔR² over the recalibrated market
-    more: (
-        dict[str, float] | None
-    ) = None,  # other figures by their names in `LIMITS`, such as those of `features.leaks.alarms`
+    # other figures by their names in `LIMITS`, such as those of `features.leaks.alarms`
+    more: dict[str, float] | None = None,
 ) -> list[Wire]:
     "Each figure that was given, beside its limit."
     values = {name: board[name].value for name in ("top1", "ndcg_linear@1", "auc")}

@@ -1,7 +1,6 @@
 """Models, market and pipeline from outside: the battery on another world, gradients, weights by hand."""
 
 import json
-from dataclasses import dataclass
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -38,8 +37,8 @@ from racing_core.models.classic import (
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.neural import PlackettLuceNet, TabNet, exploded_loss, field_of
 from racing_core.models.trees import LambdaRank, SoftmaxTrees
-from racing_core.models.zoo import zoo
 from racing_core.models.zoo import settings as zoo_settings
+from racing_core.models.zoo import zoo
 from racing_core.odds import softmax
 from racing_core.pipeline import Pipeline, load_pipeline, save_pipeline
 from racing_core.simulate import simulate

@@ -26,7 +26,7 @@ from ..features.matrix import build, identities, names
 from ..lab import tracking
 from ..lab.notebook import code_of as notebook_code
 from ..memo import remembered
-from ..models.base import code_of, params
+from ..models.base import code_of
 from ..pipeline import recipe
 from ..release.registry import aliases, promote
 from ..pages.report import publish
@@ -396,7 +396,8 @@ def code_of_steps() -> dict[str, str]:  # step to the hash of the code behind it
     "What each step hangs on: a change elsewhere redoes nothing."
     columns, pipeline = identities(), recipe("best")
     models = [*pipeline.fundamental.values(), *pipeline.residual.values()]
-    learners = [(m.kind, params(m), code_of(type(m))) for m in models]
+    learners = [pipeline.settings(), identity.of(type(pipeline.combine))]
+    learners += [code_of(type(m)) for m in models]
     report = notebook_code(shipped("reports/10_backtest.ipynb"))
     return dict(
         features=identity.of(write_features, columns),

@@ -69,9 +69,8 @@ def rate(
     *,
     prior: float,  # value assumed before any evidence
     strength: float,  # how many starts the prior is worth
-    half_life: (
-        float | None
-    ) = None,  # days after which a start counts half; None: all starts count alike
+    # days after which a start counts half; None: all starts count alike
+    half_life: float | None = None,
 ) -> pl.Expr:
     "Shrunken mean, (Σ w x + prior · strength) / (Σ w + strength), with w = 1 for the latest start."
     x, w = (

@@ -60,14 +60,13 @@ Progress = Callable[[str, float], None]  # step, share done
 class Backtest:
     "What a walk-forward test found."
 
-    predictions: (
-        pl.DataFrame
-    )  # a row per test starter: keys, date, odds, win, position, price and every other stage
+    # a row per test starter: keys, date, odds, win, position, price and every other stage
+
+    predictions: pl.DataFrame
     windows: list[Window]
     pipelines: list[Pipeline]  # one for each window
-    importance: (
-        pl.DataFrame
-    )  # feature, fundamental, residual: mean |contribution| in the last window
+    # feature, fundamental, residual: mean |contribution| in the last window
+    importance: pl.DataFrame
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     seconds: float
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features

@@ -233,9 +233,9 @@ def _window(
 class Contest:
     "What came out."
 
-    predictions: (
-        pl.DataFrame
-    )  # a row per test starter: keys, date, odds, win, position and the probabilities of all
+    # a row per test starter: keys, date, odds, win, position and the probabilities of all
+
+    predictions: pl.DataFrame
     windows: list[Window]
     told: list[Told]  # for each window
     seconds: float

@@ -40,9 +40,8 @@ class PlaceEvidence:
     low: float
     high: float
     places: int
-    groups: (
-        pl.DataFrame
-    )  # combinations, chance, expected, observed, z: placed runners by their chance
+    # combinations, chance, expected, observed, z: placed runners by their chance
+    groups: pl.DataFrame
 
     def to_json(self) -> dict:
         "Plain values."

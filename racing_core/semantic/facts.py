@@ -5,12 +5,23 @@
 # %% ../../nbs/26b_semantic.facts.ipynb #cell002
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from .scorer import Score, Settings, Subject, era, hide
 
 # %% auto #0
-__all__ = ["REPLACED", "FACTS", "RECENT", "recent_comments", "subjects", "fallbacks", "overlay"]
+__all__ = [
+    "REPLACED",
+    "FACTS",
+    "RECENT",
+    "asked_of",
+    "recent_comments",
+    "subjects",
+    "fallbacks",
+    "overlay",
+]
 
 # %% ../../nbs/26b_semantic.facts.ipynb #cell005
 REPLACED = {  # kind: score, trend, confidence
@@ -69,6 +80,14 @@ FACTS = {
 
 
 RECENT = ("recent_form", "recent_trend", "recent_weight")
+
+
+def asked_of(
+    columns: Iterable[str],  # that a model reads
+) -> list[str]:
+    "These columns, those that questions are made from, and those that answers replace."
+    parts = [*FACTS.values(), *REPLACED.values()]
+    return list(dict.fromkeys([*columns, *(name for part in parts for name in part)]))
 
 
 # %% ../../nbs/26b_semantic.facts.ipynb #cell009

@@ -17,6 +17,7 @@ from ..errors import BadInput
 from ..features.matrix import compute, matrix
 from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
+from ..semantic.facts import asked_of
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from racing_core.serving.contract import (
@@ -136,7 +137,7 @@ class Predictor:
         guard.check_source(card, self.source)
         runners, odds = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
-        columns = None if self.speaks else pipeline.columns  # scores replace some of them
+        columns = asked_of(pipeline.columns) if self.speaks else pipeline.columns
         features = compute(runners, self.bundle.history, columns)
         if self.speaks:
             features = with_scores(runners, features, self.opinions, self.bundle.student)
