@@ -15,8 +15,9 @@ from racing_core.features import outcomes
 from racing_core.features.matrix import History, build, compute, identities, names
 from racing_core.features.registry import _KNOWN, Timeline, feature, memory, needed
 from racing_core.folds import Races
+from racing_core.models.base import model_class
 from racing_core.models.linear import ConditionalLogit
-from racing_core.models.zoo import ZOO
+from racing_core.models.zoo import settings
 from racing_core.pipeline import Pipeline
 from racing_core.release import bundle
 from racing_core.serving.predictor import Predictor, sample_card
@@ -46,7 +47,7 @@ def made(world, tmp_path_factory):
 
 
 def fit(pipeline: Pipeline, races: Races, train: np.ndarray, tune: np.ndarray) -> Pipeline:
-    return pipeline.fit(races.X, races.y, races.odds, train, tune)
+    return pipeline.fit(races, train, tune)
 
 
 @pytest.fixture
@@ -155,20 +156,25 @@ def test_identities_are_the_same_in_another_process():
     code = (
         "from racing_core.features.matrix import identities;"
         "from racing_core import identity;"
-        "from racing_core.models.zoo import ZOO;"
-        "print(identities(), [identity.of(m) for m in ZOO.values()])"
+        "from racing_core.models.base import model_class;"
+        "from racing_core.models.zoo import settings;"
+        "print(identities(), [identity.of(model_class(k)) for k in settings()])"
     )
     command = [sys.executable, "-c", code]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert other.strip() == f"{identities()} {[identity.of(m) for m in ZOO.values()]}"
+    assert other.strip() == f"{identities()} {[identity.of(m) for m in zoo().values()]}"
+
+
+def zoo() -> dict[str, type]:
+    return {kind: model_class(kind) for kind in settings()}
 
 
 def test_models_differ_and_none_hangs_on_another():
-    own = {kind: identity.of(model) for kind, model in ZOO.items()}
+    own = {kind: identity.of(model) for kind, model in zoo().items()}
     assert len(set(own.values())) == len(own)
     with patch.object(ConditionalLogit, "_score", lambda self, Z: Z):
-        touched = {kind for kind, model in ZOO.items() if identity.of(model) != own[kind]}
-    assert touched == {k for k, m in ZOO.items() if issubclass(m, ConditionalLogit)}
+        touched = {kind for kind, model in zoo().items() if identity.of(model) != own[kind]}
+    assert touched == {k for k, m in zoo().items() if issubclass(m, ConditionalLogit)}
 
 
 def test_every_feature_has_an_identity_of_its_own():

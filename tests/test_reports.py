@@ -160,16 +160,15 @@ def test_the_run_is_logged(house, page):
     import mlflow
 
     client = mlflow.MlflowClient(house.tracking_uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("backtest").experiment_id])
-    assert run.info.status == "FINISHED" and run.data.params["source"] == "simulated"
+    (run,) = client.search_runs([client.get_experiment_by_name("racing backtest").experiment_id])
+    account = tracking.open_run(page[0].parent)
+    assert run.info.status == "FINISHED" and run.data.tags["racing.run"] == account.id
     r2 = result(page[0].parent)["boards"]["combined"]["r2"]
-    for end, value in r2.items():
-        assert run.data.metrics[f"boards.combined.r2.{end}"] == pytest.approx(value)
-    assert {f.path for f in client.list_artifacts(run.info.run_id)} == {
-        "result.json",
-        "predictions.parquet",
-    }
-    assert run.info.run_id in page[0].read_text(encoding="utf-8")
+    for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
+        assert run.data.metrics[f"combined.r2{name}"] == pytest.approx(r2[end])
+    kept = house.runs / ".mlflow" / run.info.run_id / "artifacts"
+    assert {"result.json", "predictions.parquet", "run.json"} <= {f.name for f in kept.iterdir()}
+    assert account.id in page[0].read_text(encoding="utf-8")
 
 
 def test_a_leak_on_real_results_fails_the_run_by_name_and_keeps_its_figures(house):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,11 +25,12 @@ from uuid import uuid4
 from ..config import Home, locked, write_whole
 from ..errors import BadInput
 from ..features.matrix import identities
+from ..metrics import METRICS
 
 # %% auto #0
 __all__ = [
     "PACKAGES",
-    "HEADLINE",
+    "ANSWER",
     "TRAINING",
     "look",
     "Run",
@@ -249,25 +251,28 @@ def record(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell014
-HEADLINE = {"combined": ("r2", "logloss", "top1", "ndcg", "brier", "ece"), "fundamental": ("r2",)}
-HEADLINE |= {"market": ("r2", "logloss")}
+ANSWER = "combined"  # whose figures are all told; of the other stages R² alone
 
 
 def headline(
-    found: dict,  # a finding as JSON: boards, delta_r2, bankroll
+    found: dict,  # a finding as JSON: boards or contestants, delta_r2, bankroll
 ) -> dict[str, dict]:  # name to value, low, high
-    "The figures to compare runs by."
-    told = {"delta_r2": found["delta_r2"]} if found.get("delta_r2") else {}
-    for stage, names in HEADLINE.items():
-        board = found.get("boards", {}).get(stage, {})
-        kept = [k for k in board if k.split("_")[0].split("@")[0] in names]
-        told |= {f"{stage}.{k}": board[k] for k in kept if isinstance(board[k], dict)}
+    "The figures to compare runs by: those of `METRICS` that people see."
+    entries = found.get("contestants", [])
+    boards = found.get("boards") or {e["name"]: e["board"] for e in entries}
+    gain = found.get("delta_r2") or next(
+        (e["adds"] for e in entries if e["name"] == "pipeline"), None
+    )
+    told = {"delta_r2": gain} if gain else {}
+    seen = [name for name, metric in METRICS.items() if metric.table]
+    for stage, board in boards.items():
+        kept = seen if stage == ANSWER else ["r2"]
+        told |= {f"{stage}.{name}": board[name] for name in kept if name in board}
+    money = found.get("bankroll") or {}
     for name in ("roi", "growth", "max_drawdown", "sharpe"):
-        value = (found.get("bankroll") or {}).get(name)
-        if value is not None:
-            told[name] = (
-                value if isinstance(value, dict) else dict(value=value, low=None, high=None)
-            )
+        if (value := money.get(name)) is not None:
+            known = isinstance(value, dict)
+            told[name] = value if known else dict(value=value, low=None, high=None)
     return told
 
 
@@ -335,7 +340,7 @@ def _numbers(figures: dict[str, dict]) -> dict[str, float]:
     flat = {}
     for name, figure in figures.items():
         ends = {"": figure["value"], "_low": figure.get("low"), "_high": figure.get("high")}
-        key = name.replace("@", "_at_")
+        key = re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))  # as MLflow allows
         flat |= {f"{key}{end}": float(x) for end, x in ends.items() if x is not None}
     return flat
 
