@@ -209,7 +209,7 @@ def walk_forward(
     return [(fold < i, fold == i) for i in range(1, n + 1)]
 
 
-# %% ../nbs/41_folds.ipynb #cell005
+# %% ../nbs/41_folds.ipynb #cell018
 def warm(
     dates: np.ndarray,  # (n,) race dates
     before: date,  # first day that must not be trained on
