@@ -387,7 +387,7 @@ def _prediction(job: Job, starts: pl.DataFrame) -> dict:
     (job.folder / "card.json").write_text(
         card.model_dump_json(indent=1, exclude_none=True), encoding="utf-8"
     )
-    answer = Predictor(read(job.home.bundles / job.source)).predict(card)
+    answer = Predictor.of(read(job.home.bundles / job.source), job.home).predict(card)
     job.tell("prediction", table(answer))
     return answer.model_dump(mode="json")
 
