@@ -33,6 +33,7 @@ PRICES = [
         "from IPython.display import HTML\n\nHTML('<style>body { color: red }</style><i>own</i>')",
     ),
     (CODE, "import os\n\nos.path.basename(os.getcwd()), os.environ['IN_TEST']"),
+    (CODE, "assert not [m for m in sys.modules if m.startswith('racing_core.features')]"),
 ]
 SUMS = [
     (WORDS, "# sums\n> Of things."),

@@ -13,8 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..vocabulary import about, title
-
 
 # %% ../../nbs/90_pages.html.ipynb #cell004
 def signed(
@@ -39,6 +37,8 @@ def figure(
 # %% ../../nbs/90_pages.html.ipynb #cell007
 @cache
 def _environment() -> Environment:
+    from racing_core.vocabulary import about, title  # wakes all rooms of the models
+
     loader = PackageLoader("racing_core.pages")
     env = Environment(
         loader=loader,
