@@ -7,6 +7,7 @@ import time
 from racing_core import starts as st
 from racing_core.betting import exotics
 from racing_core.features.matrix import build, matrix
+from racing_core.metrics import summary
 from racing_core.models.base import Outcomes, relative
 from racing_core.models.preprocess import FeatureSelector, MulticollinearityReducer
 from racing_core.models.zoo import zoo
@@ -38,6 +39,8 @@ def main() -> None:
     starts = world.starts()
     X, y, race = matrix(build(starts)), Outcomes.of(starts), st.race_codes(starts)
     p, position = starts["true_p"].to_numpy(), st.positions(starts)
+    days = starts["date"].to_numpy()
+    timed("every figure of one board", lambda: summary(p, y.win, position, race, days))
     print(f"{args.races:,} races, {len(X):,} starters, {len(X.columns)} features")
     Z = timed("values relative to the race", lambda: relative(X))
     Z = Z[:, Z.std(axis=0) > 0]
@@ -47,7 +50,6 @@ def main() -> None:
     powers = timed("stage powers of four places", lambda: exotics.fit(p, position, race))
     for n in (2, 3):
         timed(f"place chances, {n} places", lambda n=n: exotics.place(p, race, n))
-    timed("every trifecta, Henery", lambda: exotics.pool(p, race, "trifecta", exotics.henery))
     for name, model in (
         ("Harville", exotics.harville),
         ("stage powers", exotics.stage_powers(powers)),
