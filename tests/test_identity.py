@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from racing_core import identity
+from racing_core.app import mainjob
 from racing_core.errors import BadInput
 from racing_core.features import outcomes
 from racing_core.features.matrix import History, build, compute, identities, names
@@ -18,6 +19,7 @@ from racing_core.folds import Races
 from racing_core.models.base import model_class
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.zoo import settings
+from racing_core.oof import fit_once
 from racing_core.pipeline import Pipeline
 from racing_core.release import bundle
 from racing_core.serving.predictor import Predictor, sample_card
@@ -125,7 +127,7 @@ def test_a_feature_that_is_gone_is_refused_by_its_name(made):
 
 def test_a_model_that_scores_otherwise_is_refused_by_its_name(made):
     with (
-        patch.object(ConditionalLogit, "_score", lambda self, Z: 2 * Z @ self.coefficients),
+        patch.object(ConditionalLogit, "_score", lambda self, Z: 2 * Z @ self.beta),
         pytest.raises(BadInput, match="conditional_logit"),
     ):
         bundle.read(made)
@@ -181,3 +183,39 @@ def test_every_feature_has_an_identity_of_its_own():
     known = identities()
     assert set(names()) <= set(known) and all(len(v) == 16 for v in known.values())
     assert known == identities(names())
+
+
+def edited(self, Z, *rest):
+    "A fit that learns nothing."
+    self.scale, self.beta = np.ones(Z.shape[1]), np.zeros(Z.shape[1])
+
+
+def test_kept_fits_hang_on_the_code_of_their_model(world, tmp_path):
+    races = Races.of(world, build(world))
+    rows = races.dates < np.datetime64("2018-06-01")
+
+    def fitted() -> bool:
+        return not fit_once(ConditionalLogit(), races.X, races.y, rows, ~rows, tmp_path).kept
+
+    assert [fitted(), fitted()] == [True, False]
+    with patch.object(ConditionalLogit, "_fit", edited):
+        assert [fitted(), fitted()] == [True, False]
+    assert not fitted(), "the fit of the old code is still there"
+
+
+def test_a_step_of_the_main_job_is_redone_for_its_own_code_alone():
+    before = mainjob.code_of_steps()
+
+    def redone() -> set[str]:
+        return {step for step, code in mainjob.code_of_steps().items() if code != before[step]}
+
+    with patch.object(mainjob, "table", lambda prediction: "another look"):
+        assert redone() == set()
+    with patch.object(ConditionalLogit, "_fit", edited):
+        assert redone() == {"backtest", "bundle"}
+    name = names()[0]
+    with patch.dict(_KNOWN):
+        known = _KNOWN[name]
+        feature(known.unit, after=known.after, family=known.family)(altered(name))
+        assert redone() == {"features", "backtest", "bundle"}
+    assert redone() == set()

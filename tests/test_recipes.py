@@ -109,6 +109,10 @@ def test_a_recipe_becomes_a_champion_that_answers_a_card(name, house, small, tmp
     made = ask("train", "--source", "simulated", "--recipe", name, "--recipes", small, home=house)
     manifest = bundle.manifest_of(Path(made["folder"]))
     assert manifest["recipe"]["name"] == made["recipe"] == name
+    run = ask("runs", "show", manifest["made"]["run"], home=house)
+    assert run["kind"] == "train" and run["settings"]["recipe"] == name
+    assert manifest["data_fingerprint"] == run["data"] and run["state"] == "finished"
+    assert manifest["made"]["commit"] == (run["commit"] or "not under version control")
     assert manifest["recipe"]["settings"] == recipe(name, small).settings()
     assert manifest["recipe"]["answers"]["with_odds"] == ANSWERS[name]
     ask("promote", "simulated", "--to", "champion", home=house)
