@@ -125,8 +125,8 @@ def test_the_alarms_ring_for_a_same_race_outcome(starts):
 
 def test_no_leak_in_hong_kong(hong_kong):
     frame, day = build(hong_kong), date(2019, 3, 31)
-    assert leaks.truncation(build, hong_kong, day) == []
-    assert leaks.scramble(build, hong_kong, day) == []
+    assert leaks.truncation(build, hong_kong, day, frame) == []
+    assert leaks.scramble(build, hong_kong, day, frame=frame) == []
     leaks.demand_clean(leaks.screen(frame, hong_kong))
 
 

@@ -306,7 +306,8 @@ def test_no_leak_in_hong_kong(hong_kong):
     assert hong_kong["comment"].null_count() < 0.05 * len(hong_kong)
     frame = build(hong_kong)
     day = date(2019, 3, 31)
-    assert leaks.truncation(build, hong_kong, day) == leaks.scramble(build, hong_kong, day) == []
+    assert leaks.truncation(build, hong_kong, day, frame) == []
+    assert leaks.scramble(build, hong_kong, day, frame=frame) == []
     leaks.demand_clean(leaks.screen(frame, hong_kong, NAMES))
     history = History.learn(hong_kong)
     for race_id in hong_kong["race_id"].unique().sort().sample(10, seed=2):

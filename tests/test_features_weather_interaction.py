@@ -345,16 +345,15 @@ def test_a_pair_is_credited_with_what_neither_explains(starts):
 
 
 def test_no_leak_in_hong_kong(hong_kong):
-    day = date(2020, 1, 1)
-    assert leaks.truncation(build, hong_kong, day) == []
-    assert leaks.scramble(build, hong_kong, day) == []
-    leaks.demand_clean(leaks.screen(build(hong_kong), hong_kong, BOTH))
+    day, frame = date(2020, 1, 1), build(hong_kong)
+    assert leaks.truncation(build, hong_kong, day, frame) == []
+    assert leaks.scramble(build, hong_kong, day, frame=frame) == []
+    leaks.demand_clean(leaks.screen(frame, hong_kong, BOTH))
 
 
 def test_no_leak_in_japan(japan):
-    day = date(2025, 1, 6)
-    assert leaks.truncation(build, japan, day) == []
-    assert leaks.scramble(build, japan, day) == []
-    frame = build(japan)
+    day, frame = date(2025, 1, 6), build(japan)
+    assert leaks.truncation(build, japan, day, frame) == []
+    assert leaks.scramble(build, japan, day, frame=frame) == []
     leaks.demand_clean(leaks.screen(frame, japan, BOTH))
     assert frame["precipitation_last_24h_mm"].is_not_null().all()  # the source's words for the sky

@@ -48,7 +48,8 @@ def test_everybody_on_a_shipped_card_has_a_past(name, world, history):
 def test_a_shipped_card_is_of_the_day_after_the_world_ends(name, world):
     (card,), _ = read_cards(str(SAMPLE / name))
     last = world["date"].max()
-    assert card.date == last + timedelta(1) and not time_warnings(card.date, last)
+    tomorrow = last + timedelta(1)
+    assert card.date == tomorrow and not time_warnings(card.date, last, tomorrow)
 
 
 def test_the_main_job_makes_that_world_by_default():
