@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from racing_core.data.ingest import ingest_world
 from racing_core.data.store import Store, write
 from racing_core.errors import BadInput
 from racing_core.features.matrix import History, compute
+from racing_core.features.registry import _KNOWN, Timeline, feature, memory
 from racing_core.memo import open_cache
 from racing_core.models.linear import ConditionalLogit
 from racing_core.pipeline import Pipeline
@@ -292,3 +294,22 @@ def test_races_to_come_are_asked_about_when_they_come_in(house, starts, service,
     assert asking.ask_ahead(house, "cards", "simulated", datetime(2040, 5, 2, tzinfo=UTC)) == {}, (
         "it has been run"
     )
+
+
+def test_a_later_feature_disturbs_no_bundle_that_listens(listening, starts):
+    bundle, told = listening
+    card = next_week(starts)
+    before = Predictor(bundle, told).predict(card)
+    with patch.dict(_KNOWN):
+
+        @memory(Timeline("horse in a stall", ("horse_id", "draw")))
+        def stall_runs():
+            "Starts from this stall."
+            return pl.lit(1.0).cum_sum()
+
+        @feature("starts")
+        def runs_from_the_stall():
+            "Starts from this stall so far."
+            return pl.col("stall_runs")
+
+        assert Predictor(bundle, told).predict(card) == before

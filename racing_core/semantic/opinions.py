@@ -21,6 +21,7 @@ from ..memo import Cache, open_cache
 from .client import lookup, openai_client, prefetch
 from racing_core.semantic.facts import (
     REPLACED,
+    asked_of,
     fallbacks,
     overlay,
     recent_comments,
@@ -122,7 +123,8 @@ class Opinions:
 
         def work() -> None:
             known = self.known(runners)
-            asked = subjects(runners, compute(runners, history), {}, self.settings.anonymise)
+            frame = compute(runners, history, asked_of([]))
+            asked = subjects(runners, frame, {}, self.settings.anonymise)
             new = [s for s in asked if (s.kind, s.id) not in known]
             prefetch(new, self.cache, self.settings, now, self.connect)
 
