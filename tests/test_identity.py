@@ -11,6 +11,7 @@ import pytest
 
 from racing_core import identity
 from racing_core.app import mainjob
+from racing_core.betting import exotics
 from racing_core.errors import BadInput
 from racing_core.features import outcomes
 from racing_core.features.matrix import History, build, compute, identities, names
@@ -219,3 +220,11 @@ def test_a_step_of_the_main_job_is_redone_for_its_own_code_alone():
         feature(known.unit, after=known.after, family=known.family)(altered(name))
         assert redone() == {"features", "backtest", "bundle"}
     assert redone() == set()
+
+
+def test_another_arithmetic_of_places_is_refused_by_its_name(made):
+    with (
+        patch.object(exotics, "_stages", lambda powers, P, k: [P] * k),
+        pytest.raises(BadInput, match="places"),
+    ):
+        bundle.read(made)

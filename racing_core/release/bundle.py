@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .. import identity
+from ..betting import exotics
 from ..errors import BadInput, Tampered
 from ..features.matrix import History, identities, names
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
@@ -79,6 +80,7 @@ def code_of(
     "The code that a pipeline's answers hang on."
     models = {**pipeline.fundamental, **pipeline.residual}.values()
     answer = {"pipeline": identity.of_methods(Pipeline, "predict", "contributions")}
+    answer["places"] = identity.of(exotics.place, exotics.pool, exotics.stage_powers)
     combine = type(pipeline.combine)
     answer[combine.kind] = identity.of_methods(combine, "utilities", "contributions", "load")
     for model in models:
