@@ -25,13 +25,18 @@ from typing import Any
 __all__ = ["Registry", "of", "of_methods", "libraries"]
 
 # %% ../nbs/01a_identity.ipynb #cell005
-_FOREIGN = tuple(sysconfig.get_paths()[k] for k in ("purelib", "platlib", "stdlib", "platstdlib"))
 _COMPREHENSIONS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")
 
 
 class Registry(dict):
     """A dictionary that modules fill when they are imported: what else is in it changes the identity
     of nobody who looks something up there."""
+
+
+@cache
+def _foreign() -> tuple[str, ...]:
+    "Where libraries lie; asked for, not kept as a constant, which would be a part of identities."
+    return tuple(sysconfig.get_paths()[k] for k in ("purelib", "platlib", "stdlib", "platstdlib"))
 
 
 @cache
@@ -43,11 +48,14 @@ def _ours(module: str) -> bool:
     if top in sys.stdlib_module_names:
         return False
     try:
-        file = find_spec(top).origin
-    except (AttributeError, ValueError, ImportError):  # made on the spot
+        spec = find_spec(top)
+    except (ValueError, ImportError):  # made on the spot
         return True
+    if spec is None:  # made on the spot, or a library of an extra that is not installed
+        return top in sys.modules
+    file = spec.origin
     elsewhere = {"site-packages", "dist-packages"} & set(Path(str(file)).parts)  # of another Python
-    return not elsewhere and not str(file).startswith(_FOREIGN)
+    return not elsewhere and not str(file).startswith(_foreign())
 
 
 @cache
@@ -75,7 +83,14 @@ def _constants(code: CodeType) -> list[str]:
     consts = list(code.co_consts)
     if consts and isinstance(consts[0], str) and code.co_name not in _COMPREHENSIONS:
         consts[0] = None
-    return [repr(c) for c in consts if not isinstance(c, CodeType)]
+    return [_constant(c) for c in consts if not isinstance(c, CodeType)]
+
+
+def _constant(c: Any) -> str:
+    "A constant as text; the order in a set is another in every process."
+    if isinstance(c, frozenset):
+        return f"{{{', '.join(sorted(map(_constant, c)))}}}"
+    return f"({', '.join(map(_constant, c))})" if isinstance(c, tuple) else repr(c)
 
 
 # %% ../nbs/01a_identity.ipynb #cell007
@@ -100,6 +115,12 @@ def _names(fn: FunctionType) -> dict[str, Any]:
     "What the names in a function stand for, as far as they are not its own."
     codes = list(_codes(fn.__code__))
     said = {name for code in codes for name in code.co_names}
+    said -= {
+        "__file__",
+        "__name__",
+        "__package__",
+        "__spec__",
+    }  # where a module lies is not its code
     found = {name: fn.__globals__[name] for name in said if name in fn.__globals__}
     cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
     found |= {name: cell.cell_contents for name, cell in cells if cell != type(cell)()}

@@ -1,5 +1,6 @@
 """What code made a thing, across rooms: features that come later disturb nobody, changed ones are named."""
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -170,6 +171,27 @@ def test_identities_are_the_same_in_another_process():
 
 def zoo() -> dict[str, type]:
     return {kind: model_class(kind) for kind in settings()}
+
+
+def test_neither_hashing_nor_the_place_of_a_checkout_shows():
+    code = (
+        "from racing_core import identity\n"
+        "__file__ = {!r}\n"
+        "def f(x): return x in {{'a', 'b', 'c', ('d', 'e')}}, __file__\n"
+        "print(identity.of(f))"
+    )
+    places = [("0", "/here"), ("1", "/here"), ("2", "/there")]
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code.format(place)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, place in places
+    }
+    assert len(told) == 1
 
 
 def test_models_differ_and_none_hangs_on_another():
