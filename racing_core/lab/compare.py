@@ -13,6 +13,7 @@ import polars as pl
 from ..errors import BadInput
 from .tracking import Run
 from ..metrics import Estimate, delta_r2
+from ..records import by_field
 from ..starts import race_codes
 
 # %% auto #0
@@ -89,8 +90,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         "For a program to read."
-        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return facts | dict(gain=self.gain._asdict(), verdict=self.verdict)
+        return by_field(self) | dict(verdict=self.verdict)
 
 
 def compare(

@@ -26,6 +26,7 @@ from ..config import Home, locked, write_whole
 from ..errors import BadInput
 from ..features.matrix import identities
 from ..metrics import METRICS
+from ..records import by_field
 
 # %% auto #0
 __all__ = [
@@ -104,7 +105,7 @@ class Run:
 
     def to_json(self) -> dict:
         "The account, for a file or a program."
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        told = {k: v for k, v in by_field(self).items() if k != "folder"}
         return told | dict(settings_hash=self.settings_hash, features_hash=self.features_hash)
 
 
