@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ import polars as pl
 
 from .. import identity
 from ..release.bundle import manifest_of, read, swap
-from ..config import Home, shipped
+from ..config import Home, shipped, write_whole
 from ..data.ingest import ingest, ingest_world
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError
@@ -162,10 +163,8 @@ def write_features(
 ) -> dict:  # file, rows, columns, missing
     "Build the features of all races and write them whole."
     began, frame = time.perf_counter(), build(starts)
-    part = file.with_name(f".{file.name}.part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    frame.write_parquet(part)
-    part.replace(file)
+    frame.write_parquet(rows := BytesIO())
+    write_whole(file, rows.getvalue())
     missing = frame.select(pl.col(names()).null_count()).sum_horizontal()[0] / max(
         frame.height * len(names()), 1
     )

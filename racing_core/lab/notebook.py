@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -201,10 +202,8 @@ def keep(
     result = write_whole(
         out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
-    draft = out / f".{uuid4().hex[:8]}.parquet"
-    predictions.write_parquet(draft)
-    os.replace(draft, out / "predictions.parquet")
-    return [result, out / "predictions.parquet"]
+    predictions.write_parquet(rows := BytesIO())
+    return [result, write_whole(out / "predictions.parquet", rows.getvalue())]
 
 
 def versions(
