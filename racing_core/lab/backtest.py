@@ -47,6 +47,7 @@ __all__ = [
     "placebo",
     "YearGain",
     "gain_by_year",
+    "over_the_close",
     "Finding",
     "figures",
     "peak_mb",
@@ -257,7 +258,7 @@ def gain_by_year(
     return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
 
 
-def _over_the_close(
+def over_the_close(
     p: pl.DataFrame,  # predictions
     gain: Estimate,  # over the market of the decision
 ) -> float:
@@ -359,7 +360,7 @@ def figures(
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
         tripwires=tripwires(
-            boards["combined"], everything, takeout, _over_the_close(p, gain), alarming
+            boards["combined"], everything, takeout, over_the_close(p, gain), alarming
         ),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
