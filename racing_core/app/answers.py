@@ -52,7 +52,7 @@ def predict(
         str | None,
         typer.Option(
             "--as-of",
-            metavar="MOMENT",
+            metavar="WHEN",
             help="When the card's prices stood, where it does not say; as the model was trained"
             " by default.",
         ),

@@ -90,7 +90,7 @@ AsOf = Annotated[
     str,
     typer.Option(
         "--as-of",
-        metavar="MOMENT",
+        metavar="WHEN",
         help="Decision time: what was known and priced by then, nothing later: evening, breakfast,"
         " morning, T-60, T-10, scheduled_off, close or bsp.",
     ),
