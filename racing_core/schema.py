@@ -10,7 +10,8 @@ __all__ = [
     "CLASS",
     "WETNESS",
     "GOING",
-    "STAGE",
+    "MOMENT",
+    "KIND",
     "POOL",
     "RACES",
     "RUNNERS",
@@ -36,7 +37,7 @@ from .errors import BadInput
 # %% ../nbs/02_schema.ipynb #cell005
 STATUS = pl.Enum(["finished", "did_not_finish", "disqualified", "non_runner"])
 SURFACE = pl.Enum(["turf", "dirt", "all_weather"])
-RACE_TYPE = pl.Enum(["flat", "hurdle", "chase", "jump"])
+RACE_TYPE = pl.Enum(["flat", "hurdle", "chase", "jump", "cross", "trot"])
 CLASS = pl.Enum(
     [
         "newcomer",
@@ -75,7 +76,10 @@ WETNESS = {
     "sealed": 6.0,
 }
 GOING = pl.Enum(sorted(WETNESS, key=WETNESS.get))
-STAGE = pl.Enum(["forecast", "opening", "closing", "exchange_sp"])
+MOMENT = pl.Enum(
+    ["evening", "breakfast", "morning", "T-60", "T-10", "scheduled_off", "close", "bsp"]
+)  # in the order of time; `close` and `bsp` are both final, known at the off and no earlier
+KIND = pl.Enum(["tote", "fixed", "exchange"])
 POOL = pl.Enum(
     [
         "win",
@@ -210,14 +214,16 @@ SECTIONS = Table(
 
 PRICES = Table(
     "prices",
-    ("race_id", "runner_no", "stage"),
+    ("race_id", "runner_no", "moment", "kind"),
     {
         "race_id": _RACE_ID,
         "runner_no": _RUNNER_NO,
-        "stage": Column(STAGE, "when the price stood", null=False),
+        "moment": Column(MOMENT, "when the price stood", null=False),
+        "kind": Column(KIND, "who made it: a pool, a bookmaker or other bettors", null=False),
         "odds": Column(
             pl.Float64, "decimal win odds, stake included", null=False, lo=1.001, hi=100000
         ),
+        "volume": Column(pl.Float64, "money matched up to then, in the market's currency", lo=0),
     },
 )
 

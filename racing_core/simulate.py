@@ -224,7 +224,7 @@ def _result_tables(
 def _price_table(starters: pl.DataFrame, public: np.ndarray, takeout: float) -> pl.DataFrame:
     "Closing odds: what the public believes, less the takeout."
     odds = np.clip(((1 - takeout) / public).round(2), 1.01, 99_999)
-    return starters.with_columns(stage=pl.lit("closing"), odds=pl.Series(odds))
+    return starters.with_columns(moment=pl.lit("close"), kind=pl.lit("tote"), odds=pl.Series(odds))
 
 
 # %% ../nbs/04a_simulate.ipynb #cell021

@@ -50,7 +50,10 @@ def season(cards: dict[int, tuple[int, float]]) -> Parsed:
         "runners": conform(rows.select("race_id", "runner_no", "horse_id"), RUNNERS),
         "results": conform(rows.select("race_id", "runner_no", "status", "position"), RESULTS),
         "prices": conform(
-            rows.select("race_id", "runner_no", "odds", stage=pl.lit("closing")), PRICES
+            rows.select(
+                "race_id", "runner_no", "odds", moment=pl.lit("close"), kind=pl.lit("tote")
+            ),
+            PRICES,
         ),
     }
     return Parsed(tables, Quarantine().faults, {})

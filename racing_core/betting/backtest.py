@@ -13,7 +13,7 @@ __all__ = [
     "by_odds",
     "drawn",
     "placebos",
-    "stage_odds",
+    "moment_odds",
     "next_price",
     "at_dividends",
     "bet_everything",
@@ -282,17 +282,17 @@ def placebos(
 
 
 # %% ../../nbs/53_betting.backtest.ipynb #cell023
-def stage_odds(
+def moment_odds(
     starts: pl.DataFrame,  # race_id and runner_no of each starter
     prices: pl.DataFrame,  # canonical table
-    stage: str,  # when the price stood, such as opening or closing
+    moment: str,  # when the price stood, such as morning or close
 ) -> np.ndarray:  # (n,) decimal odds, nan if there is none
     "Prices of one moment beside the starters."
-    moment, key = pl.col("stage").cast(pl.String), ["race_id", "runner_no"]
-    if stage not in (known := prices.select(moment.unique()).to_series().to_list()):
+    at, key = pl.col("moment").cast(pl.String), ["race_id", "runner_no"]
+    if moment not in (known := prices.select(at.unique()).to_series().to_list()):
         expected = ", ".join(sorted(known)) or "prices"
-        raise BadInput("no price of that moment is stored", got=stage, expected=expected)
-    then = prices.filter(moment == stage).select(*key, "odds")
+        raise BadInput("no price of that moment is stored", got=moment, expected=expected)
+    then = prices.filter(at == moment).select(*key, "odds")
     beside = starts.select(key).join(then, on=key, how="left", maintain_order="left")
     return beside["odds"].fill_null(np.nan).to_numpy()
 
@@ -300,11 +300,11 @@ def stage_odds(
 def next_price(
     starts: pl.DataFrame,  # race_id and runner_no of each starter
     prices: pl.DataFrame,  # canonical table
-    chosen: str = "opening",  # the price that is seen
-    settled: str = "closing",  # the price that is paid
+    chosen: str = "morning",  # the price that is seen
+    settled: str = "close",  # the price that is paid
 ) -> tuple[dict[str, np.ndarray], str]:  # odds and settle_odds for `run`, label for `figures`
     "Choose at one price, settle at a later one; a runner that lacks either cannot be backed."
-    seen, paid = (stage_odds(starts, prices, stage) for stage in (chosen, settled))
+    seen, paid = (moment_odds(starts, prices, moment) for moment in (chosen, settled))
     seen = np.where(np.isnan(paid), np.nan, seen)
     label = f"chosen at the {chosen} price, settled at the {settled} price"
     return dict(odds=seen, settle_odds=paid), label

@@ -20,6 +20,7 @@ __all__ = [
     "insist",
     "translate",
     "Parsed",
+    "Quote",
     "assemble",
 ]
 
@@ -350,21 +351,53 @@ def _fill(
 
 
 # %% ../../nbs/10_data.base.ipynb #cell023
-def _card(rows: pl.DataFrame, quarantine: Quarantine) -> dict[str, pl.DataFrame]:
-    "Races, runners, results and closing prices of the races without a fault."
+@dataclass(frozen=True)
+class Quote:
+    "Which column of a source's rows holds a price, and when and with whom it stood."
+
+    column: str = "odds"  # decimal odds, stake included
+    moment: str = "close"  # of the schema's moments
+    kind: str = "tote"  # tote, fixed or exchange
+    volume: str | None = None  # column of the money matched up to then
+
+    def of(
+        self,
+        rows: pl.DataFrame,  # file, row, race_id, runner_no and the columns named
+    ) -> pl.DataFrame:  # file, row and the columns of `prices`
+        "The prices there are."
+        volume = pl.col(self.volume) if self.volume else pl.lit(None, pl.Float64)
+        return rows.filter(pl.col(self.column).is_not_null()).select(
+            "file",
+            "row",
+            "race_id",
+            "runner_no",
+            moment=pl.lit(self.moment),
+            kind=pl.lit(self.kind),
+            odds=pl.col(self.column),
+            volume=volume.cast(pl.Float64),
+        )
+
+
+def _quoted(rows: pl.DataFrame, quotes: tuple[Quote, ...]) -> pl.DataFrame:
+    "A row for each price of each starter, with file and row."
+    ran = rows.filter(pl.col("status") != "non_runner")
+    return pl.concat([q.of(ran) for q in quotes])
+
+
+def _card(
+    rows: pl.DataFrame, quarantine: Quarantine, quotes: tuple[Quote, ...]
+) -> dict[str, pl.DataFrame]:
+    "Races, runners, results and prices of the races without a fault."
     _judge_races(rows, quarantine)
     heads = rows.group_by("race_id", maintain_order=True).agg(
         pl.col("file", "row").first(),
         *(pl.col(c).drop_nulls().first() for c in _race_columns(rows)),
     )
-    priced = rows.filter(
-        pl.col("odds").is_not_null(), pl.col("status") != "non_runner"
-    ).with_columns(stage=pl.lit("closing"))
     tables = {
         t.name: _fill(part, t, quarantine)
         for t, part in ((RACES, heads), (RUNNERS, rows), (RESULTS, rows))
     }
-    tables["prices"] = _fill(priced, PRICES, quarantine, whole=False)
+    tables["prices"] = _fill(_quoted(rows, quotes), PRICES, quarantine, whole=False)
     return {
         name: df.filter(~pl.col("race_id").is_in(list(quarantine.races)))
         for name, df in tables.items()
@@ -394,12 +427,13 @@ def _beside(
 
 
 def assemble(
-    rows: pl.DataFrame,  # file, row and the columns of races, runners, results and `odds`, a row per declared runner
+    rows: pl.DataFrame,  # file, row and the columns of races, runners, results and prices, a row per declared runner
     quarantine: Quarantine,  # faults found so far; receives the others
     read: int,  # result rows read
     duplicates: int,  # of them dropped as exact duplicates
     side: dict[str, pl.DataFrame] | None = None,  # side tables with file and row, by name
     why: dict[str, int] | None = None,  # counts that the adapter wants reported
+    quotes: tuple[Quote, ...] = (Quote(),),  # the columns that hold prices
 ) -> Parsed:
     "Canonical tables, quarantine and a reconciliation in which every row read is accounted for."
     why, unnumbered = (
@@ -407,7 +441,7 @@ def assemble(
         (pl.col("status") == "non_runner") & pl.col("runner_no").is_null(),
     )
     declared = rows.filter(unnumbered.fill_null(False).not_())
-    card = _card(declared, quarantine)
+    card = _card(declared, quarantine, quotes)
     for name, frame in (side or {}).items():
         card[name] = _beside(frame, name, card, quarantine, why)
     for column, expected, n in (

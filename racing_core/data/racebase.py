@@ -17,6 +17,7 @@ from racing_core.data.base import (
     Field,
     Parsed,
     Quarantine,
+    Quote,
     assemble,
     clock,
     drop_duplicates,
@@ -234,6 +235,7 @@ def parse(
     supplied, unmapped = _supplied(rows, out, spare, given["supplied"]["point_in_time"])
     why = {f"column not mapped: {c}": rows[c].count() for c in unmapped}
     out, more = out.drop("weight_lbs", strict=False), {"supplied": supplied}
-    done = assemble(out, quarantine, len(everything), duplicates, more, why)
+    fixed = (Quote(kind="fixed"),)
+    done = assemble(out, quarantine, len(everything), duplicates, more, why, fixed)
     carried = {"columns": [c for c in spare if c not in unmapped], **given["supplied"]}
     return Parsed(done.tables, done.quarantine, done.reconciliation | {"supplied": carried})

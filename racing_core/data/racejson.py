@@ -8,7 +8,6 @@ __all__ = ["RACE_FIELDS", "RUNNER_FIELDS", "JURISDICTION", "CODES", "flatten", "
 # %% ../../nbs/14a_data.racejson.ipynb #cell002
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -17,6 +16,7 @@ from racing_core.data.base import (
     Field,
     Parsed,
     Quarantine,
+    Quote,
     _fill,
     assemble,
     clock,
@@ -316,15 +316,10 @@ def _results(
     rows: pl.DataFrame, quarantine: Quarantine, read: int, repeated: int, why: dict[str, int]
 ) -> Parsed:
     "Results with starting prices, and with exchange prices where there are any."
-    done = assemble(rows.drop("bsp"), quarantine, read, repeated, why=why)
     low, high = PRICES.columns["odds"].lo, PRICES.columns["odds"].hi
-    ran = rows.filter(pl.col("bsp").is_between(low, high), pl.col("status") != "non_runner")
-    stage = pl.lit("exchange_sp", PRICES.dtypes["stage"])
-    number_ = pl.col("runner_no").cast(pl.Int16)
-    exchange = ran.select("race_id", number_, stage=stage, odds="bsp")
-    exchange = exchange.join(done.tables["runners"], on=RUNNERS.key, how="semi")
-    prices = pl.concat([done.tables["prices"], exchange]).sort(PRICES.key)
-    return replace(done, tables=done.tables | {"prices": prices})
+    rows = rows.with_columns(bsp=pl.when(pl.col("bsp").is_between(low, high)).then("bsp"))
+    quotes = (Quote(kind="fixed"), Quote("bsp", "bsp", "exchange"))
+    return assemble(rows, quarantine, read, repeated, why=why, quotes=quotes)
 
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell038
@@ -336,7 +331,7 @@ def _cards(
     first = (pl.col(c).drop_nulls().first() for c in of_race)
     heads = rows.group_by("race_id", maintain_order=True).agg(first)
     tables = {t.name: _fill(part, t, quarantine) for t, part in ((RACES, heads), (RUNNERS, rows))}
-    priced = rows.filter(pl.col("odds").is_not_null()).with_columns(stage=pl.lit("forecast"))
+    priced = Quote("odds", "morning", "fixed").of(rows)
     tables["prices"] = _fill(priced, PRICES, quarantine, whole=False)
     sound = ~pl.col("race_id").is_in(list(quarantine.races))
     tables = {name: table.filter(sound) for name, table in tables.items()}

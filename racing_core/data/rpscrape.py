@@ -24,6 +24,7 @@ from racing_core.data.base import (
     Field,
     Parsed,
     Quarantine,
+    Quote,
     assemble,
     clock,
     drop_duplicates,
@@ -411,4 +412,5 @@ def parse(
         if exchanged
         else {}
     )
-    return assemble(_declared(rows, quarantine), quarantine, len(everything), duplicates, why=why)
+    declared, fixed = _declared(rows, quarantine), (Quote(kind="fixed"),)
+    return assemble(declared, quarantine, len(everything), duplicates, why=why, quotes=fixed)
