@@ -62,13 +62,15 @@ def _stage_powers(pipeline: Pipeline, own: Races) -> dict[str, list[float]]:
     return {stage: found for stage, found in powers.items() if found}
 
 
-def _past(store: Store, until: date | None, as_of: str) -> pl.DataFrame:
-    "The wide frame of all that may be known, as of the moment that cards will be answered."
-    starts = store.starts(until=until + timedelta(1) if until else None, as_of=as_of)
+def _past(store: Store, until: date | None, as_of: str) -> tuple[pl.DataFrame, str]:
+    """The wide frame of all that may be known, as of the moment that cards will be answered, and the
+    fingerprint of the data that it is from."""
+    before = until + timedelta(1) if until else None
+    starts, data = store.at_once(lambda s: (s.starts(until=before, as_of=as_of), s.fingerprint))
     if starts.is_empty():
         got, do = f"no race of {store.source} up to {until}", "see `racing ingest --help`"
         raise BadInput("nothing to train on", got=got, expected="stored races", do=do)
-    return starts
+    return starts, data
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ def train(
     "Train on everything up to a day and write a bundle, as a run that is kept."
     pipeline = make() if make else recipe_of(recipe, recipes)
     settings, store = pipeline.settings(), Store(home, source)
-    starts, named = _past(store, until, as_of), "" if make else recipe
+    (starts, data), named = _past(store, until, as_of), "" if make else recipe
     asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook, as_of=as_of)
-    with tracked(home, "train", source, asked, data=store.fingerprint) as run:
+    with tracked(home, "train", source, asked, data=data) as run:
         told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
         progress("bundle")
         origin = Origin(
@@ -133,7 +135,7 @@ def train(
             trained_until=told.days[-1],
             now=now,
             remembers_from=told.days[-REMEMBERED:][0],
-            data_fingerprint=store.fingerprint,
+            data_fingerprint=data,
             recipe=dict(name=named, settings=settings, answers=pipeline.answers),
             made=made_by(run, notebook),
             metrics=told.evidence,
