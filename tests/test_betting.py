@@ -473,22 +473,18 @@ def test_winners_are_drawn_with_their_chances():
 
 
 def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
-    keys = dict(race_id=["a"] * 3, runner_no=[1, 2, 3])
-    starts = pl.DataFrame(keys)
-    moment = ["morning"] * 3 + ["close"] * 2
-    prices = pl.DataFrame(
+    starts = pl.DataFrame(
         dict(
-            race_id=["a"] * 5,
-            runner_no=[3, 1, 2, 1, 2],
-            moment=moment,
-            odds=[9.0, 3.0, 4.0, 2.0, 5.0],
+            odds=[3.0, 4.0, 9.0],
+            final_odds=[2.0, 5.0, None],
+            as_of=["morning"] * 3,
         )
     )
-    at, label = backtest.next_price(starts, prices)
+    at, label = backtest.next_price(starts)
     assert at["odds"][:2].tolist() == [3, 4]
     assert np.isnan(at["odds"][2])  # never paid, so never chosen
     assert at["settle_odds"][:2].tolist() == [2, 5]
-    assert label == "chosen at the morning price, settled at the close price"
+    assert label == "chosen at the morning price, settled at the final price"
     path = backtest.run(
         [0.5, 0.1, 0.4],
         at["odds"],
@@ -501,8 +497,14 @@ def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
         settle_odds=at["settle_odds"],
     )
     assert path["profit"].item() == pytest.approx(10)
-    with pytest.raises(BadInput, match="close, morning"):
-        backtest.moment_odds(starts, prices, "evening")
+
+
+@pytest.mark.parametrize("moment", ["close", "bsp"])
+def test_who_decides_at_a_final_price_is_paid_at_that_and_called_optimistic(moment):
+    starts = pl.DataFrame(dict(odds=[3.0, None], final_odds=[2.0, 2.0], as_of=[moment] * 2))
+    at, label = backtest.next_price(starts)
+    assert at["odds"][0] == at["settle_odds"][0] == 3 and np.isnan(at["settle_odds"][1])
+    assert label == backtest.OPTIMISTIC
 
 
 def test_paying_at_a_worse_price_than_chosen_is_possible():
