@@ -28,7 +28,7 @@ from racing_core.pages import report as reports
 from racing_core.pipeline import Pipeline
 from racing_core.records import to_json
 from racing_core.release import bundle, registry
-from racing_core.release.training import train
+from racing_core.release.training import REMEMBERED, train
 from racing_core.schema import MOMENT, RACES, RUNNERS, TABLES, WEATHER, conform
 from racing_core.serving.contract import Card
 from racing_core.serving.predictor import Predictor, sample_card
@@ -130,11 +130,16 @@ def test_at_the_close_the_last_price_is_the_market(fitted):
     assert not late.filter(today)["odds"].equals(WORLD.starts().filter(today)["odds"])
 
 
+def raced_the_day_before(day: date) -> dict[str, pl.DataFrame]:
+    "The world's tables, the last race day before this one moved to its eve."
+    before, races = max(d for d in DAYS if d < day), WORLD.tables["races"]
+    eve = pl.lit(day - timedelta(1))
+    moved = pl.when(pl.col("date") == before).then(eve).otherwise("date")
+    return WORLD.tables | {"races": races.with_columns(date=moved)}
+
+
 def test_the_evening_before_does_not_know_the_day_before():
-    before, eve = DAYS[DAYS.to_list().index(TODAY) - 1], TODAY - timedelta(1)
-    races = WORLD.tables["races"]
-    day = pl.when(pl.col("date") == before).then(pl.lit(eve)).otherwise("date")
-    tables = WORLD.tables | {"races": races.with_columns(date=day)}
+    eve, tables = TODAY - timedelta(1), raced_the_day_before(TODAY)
     morning, evening = (st.starts_frame(tables, as_of=m) for m in ("morning", "evening"))
     history = History.learn(morning)
     without = History.learn(morning.filter(pl.col("date") < eve))
@@ -331,21 +336,19 @@ def test_a_bundle_of_the_morning_answers_as_its_backtest_would(house, made):
 
 
 def test_a_bundle_of_the_evening_remembers_far_enough_back(tmp_path):
+    first = DAYS[:-5][-REMEMBERED]  # the first day whose cards are answered as of that day
     prices = WORLD.tables["prices"]
     evening = prices.filter(moment="morning").with_columns(moment=pl.lit("evening", MOMENT))
-    dusk = World(WORLD.tables | {"prices": pl.concat([prices, evening])}, WORLD.truth)
+    tables = raced_the_day_before(first) | {"prices": pl.concat([prices, evening])}
     place = home_of(tmp_path, env={})
-    ingest_world(dusk, place)
+    ingest_world(World(tables, WORLD.truth), place)
     train(place, "simulated", tmp_path / "b", NOW, until=DAYS[-6], make=once, as_of="evening")
-    told, starts = Predictor(bundle.read(tmp_path / "b")), dusk.starts("evening")
-    known = starts.filter(pl.col("date") <= DAYS[-6])
-    first = told.remembers_from
-    days = known.filter(pl.col("date") >= first)["date"].unique().sort()[:12]
-    frame = build(known)
-    for day in days:
-        for race in known.filter(date=day)["race_id"].unique(maintain_order=True):
-            seen = told.look(sample_card(known, race)).features
-            assert seen.equals(frame.filter(race_id=race).select(seen.columns)), day
+    told, starts = Predictor(bundle.read(tmp_path / "b")), st.starts_frame(tables, as_of="evening")
+    assert told.remembers_from == first
+    frame = build(starts)
+    for race in starts.filter(date=first)["race_id"].unique(maintain_order=True):
+        seen = told.look(sample_card(starts, race)).features
+        assert seen.equals(frame.filter(race_id=race).select(seen.columns))
 
 
 def test_the_page_shows_the_prices_of_the_bundles_moment(house, made):
