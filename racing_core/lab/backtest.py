@@ -125,7 +125,7 @@ def backtest(
         def told(what: str, year: int = step.window.test_from.year, done: float = i + 0.5) -> None:
             progress(f"{year}: {what}", done / len(steps))
 
-        fitted = make().fit(races, step.train, step.tune, told)
+        fitted = make().fit(races, step.train, step.tune, told, step.early)
         parts.append(_predict(fitted, races.rows(step.test), starts.filter(step.test)))
         pipelines.append(fitted)
     progress("done", 1.0)

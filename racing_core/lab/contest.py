@@ -33,7 +33,8 @@ from ..models.neural import PlackettLuceNet
 from ..models.trees import SoftmaxTrees
 from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
-from ..pipeline import PLACES, Pipeline
+from ..correction import PLACES
+from ..pipeline import Pipeline
 from ..records import by_field
 from ..stacking import TwoStage
 from ..tripwires import Wire, tripwires
@@ -212,7 +213,7 @@ def _window(
     scored = _scored(races, step, entries, cache, progress)
     T, own = scored.test, scored.past.rows(scored.tune)
     progress("best predictor", 0.96)
-    best = entries.make().fit(races, step.train, step.tune)
+    best = entries.make().fit(races, step.train, step.tune, early=step.early)
     p = best.predict(T.X, T.odds)
     single = _best_single(scored, list(entries.zoo))
     scored.opinions["single_best"] = scored.opinions[single]
