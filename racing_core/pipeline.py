@@ -18,7 +18,15 @@ from .correction import Correction, foresee, judge, weigh
 from .errors import BadInput
 from .features.matrix import Matrix
 from .folds import Races, walk_forward
-from .market import likelihood_weights, market_utility, power_of
+from .calibration import RaceSoftmax, from_dict
+from racing_core.market import (
+    likelihood_weights,
+    market_utility,
+    power_of,
+    shape_of,
+    shape_utility,
+    yardstick,
+)
 from .models.base import Model, load_model, params, save_model
 from .odds import softmax
 from .oof import out_of_fold
@@ -65,6 +73,8 @@ class Pipeline:
         default_factory=dict
     )  # one for each fundamental model alone; "blend" and "residual" where prices were known
     power: float = 1.0  # on normalised prices
+    shape: RaceSoftmax | None = None  # of the market; None without prices
+    yardstick: str = "market"  # or "market_shape": which of the two was harder to beat in the past
     correction: Correction | None = None  # what `residual` earned; None without such models
     columns: tuple[str, ...] = ()  # what it reads, in order
     refit: bool = True  # fit again on both windows once the weights stand
@@ -105,7 +115,7 @@ class Pipeline:
         if (train & priced).any() and (tune & priced).any():
             past = priced & (both if early is None else both | early)
             known = races.rows(past)
-            self.power = power_of(known.odds, known.y.win, known.race)
+            self._read_market(known)
             more[past] = self._correct(known, ~tune[past] | self.refit, progress)
             self._weigh_market(scores, own, later)
         else:
@@ -134,6 +144,13 @@ class Pipeline:
         for name, model in self.fundamental.items():
             progress(name)
             model.fit(races.X, races.y)
+
+    def _read_market(self, races: Races) -> None:
+        "What the price is worth, from all that was known by then."
+        seen = races.odds, races.y.win, races.race
+        self.power = power_of(*seen)
+        self.shape = shape_of(*seen, self.power)
+        self.yardstick = yardstick(*seen, races.dates)
 
     def _correct(
         self, races: Races, learnt: np.ndarray, progress: Progress
@@ -184,7 +201,7 @@ class Pipeline:
         odds: np.ndarray | None = None,  # (n,) odds on offer, all known; None: no market
     ) -> dict[str, np.ndarray]:  # name to (n,) win probabilities that sum to 1 in each race
         """Each fundamental model alone, the combiner's stages, `fundamental`, and with odds
-        `market`, `blend` and, in a recipe with residual models, `combined`: the market itself where
+        `market`, `market_shape`, `blend` and, in a recipe with residual models, `combined`: the market itself where
         they are withheld."""
         X, more = X.pick(self.columns), np.zeros(len(X))
         if self.residual and odds is not None:
@@ -201,7 +218,8 @@ class Pipeline:
         if odds is not None and self.priced:
             market = market_utility(odds, X.race, self.power)
             both = np.stack([market, parts["fundamental"]], axis=1)
-            parts |= dict(market=market, blend=both @ self.weights["blend"])
+            bent = shape_utility(self.shape, odds, X.race, self.power)
+            parts |= dict(market=market, market_shape=bent, blend=both @ self.weights["blend"])
             if self.corrects:
                 parts["combined"] = market + more
         return {name: softmax(u, X.race) for name, u in parts.items()}
@@ -269,6 +287,8 @@ def save_pipeline(
     state = dict(
         columns=list(pipeline.columns),
         power=pipeline.power,
+        shape=pipeline.shape and pipeline.shape.to_dict(),
+        yardstick=pipeline.yardstick,
         weights={k: w.tolist() for k, w in pipeline.weights.items()},
         fundamental=list(pipeline.fundamental),
         residual=list(pipeline.residual),
@@ -293,12 +313,14 @@ def load_pipeline(
         for group in ("fundamental", "residual")
     }
     weights = {k: np.array(w) for k, w in state["weights"].items()}
-    correction = state.get("correction")
+    shape, correction = state["shape"], state["correction"]
     before = dict(kind="weighted", params={}, state=dict(weights=weights.pop("fundamental", ())))
     return Pipeline(
         *models.values(),
         weights,
         state["power"],
+        shape and from_dict(shape),
+        state["yardstick"],
         correction and Correction(**correction),
         tuple(state["columns"]),
         combine=_combiner(state.get("combine", before), folder, len(models["fundamental"])),

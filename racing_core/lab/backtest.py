@@ -27,6 +27,8 @@ from ..fields import uniform
 from ..intervals import Estimate
 from ..metrics import Board, brier, delta_r2, summary, uniform_logloss
 from ..odds import implied, overround
+from ..correction import Correction
+from ..market import YARDSTICKS
 from ..pipeline import Pipeline, save_pipeline
 from ..records import by_field
 from ..tripwires import Wire, tripwires
@@ -233,20 +235,21 @@ class YearGain:
 
     year: int
     races: int
-    delta_r2: Estimate  # of combined over market
+    delta_r2: Estimate  # of combined over the yardstick
 
 
-def _gain(p: pl.DataFrame, over: str = "market") -> Estimate:
+def _gain(p: pl.DataFrame, over: str) -> Estimate:
     columns = (p[c].to_numpy() for c in ("combined", over, "win"))
     return delta_r2(*columns, st.race_codes(p), p["date"].to_numpy())
 
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
+    over: str = "market",  # the yardstick
 ) -> list[YearGain]:
-    "ΔR² of the combined probabilities over the recalibrated market, year by year."
+    "ΔR² of the combined probabilities over a yardstick, year by year."
     years = predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True)
-    return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
+    return [YearGain(y, part["race_id"].n_unique(), _gain(part, over)) for (y,), part in years]
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #80c67c33
@@ -262,7 +265,10 @@ class Finding:
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     test_looks: int  # how often this window has been looked at
     boards: dict[str, Board]  # by stage, from the uniform to the oracle
-    delta_r2: Estimate  # of combined over market
+    yardstick: str  # market or market_shape: the harder to beat before the test window
+    delta_r2: Estimate  # of combined over the yardstick
+    over: dict[str, Estimate]  # the same over each of `YARDSTICKS`
+    corrections: list[Correction | None]  # for each window: what the past said for correcting
     by_year: list[YearGain]
     uniform_logloss: float
     market_power: list[float]  # for each window
@@ -306,7 +312,8 @@ def figures(
     boards = _boards(p)
     money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[2])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
-    gain, known = _gain(p), "oracle" in boards
+    over, known = {name: _gain(p, name) for name in YARDSTICKS}, "oracle" in boards
+    first = found.pipelines[0]  # chosen on days before the whole test
     best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
     takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
     alarming = ({"beyond_oracle": _gain(p, "true_p").low} if known else {}) | found.alarms
@@ -319,8 +326,11 @@ def figures(
         left_out=found.left_out,
         test_looks=test_looks,
         boards=boards,
-        delta_r2=gain,
-        by_year=gain_by_year(p),
+        yardstick=first.yardstick,
+        delta_r2=over[first.yardstick],
+        over=over,
+        corrections=[pipeline.correction for pipeline in found.pipelines],
+        by_year=gain_by_year(p, first.yardstick),
         uniform_logloss=uniform_logloss(race),
         market_power=[w.power for w in found.pipelines],
         weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
@@ -329,7 +339,9 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(boards["combined"], everything, takeout, gain.value, alarming),
+        tripwires=tripwires(
+            boards["combined"], everything, takeout, over["market"].value, alarming
+        ),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
