@@ -312,11 +312,8 @@ def figures(
     boards = _boards(p)
     money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[2])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
-    over, known = {name: _gain(p, name) for name in YARDSTICKS}, "oracle" in boards
+    over = {name: _gain(p, name) for name in YARDSTICKS}
     first = found.pipelines[0]  # chosen on days before the whole test
-    best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
-    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
-    alarming = ({"beyond_oracle": _gain(p, "true_p").low} if known else {}) | found.alarms
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -339,17 +336,27 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(
-            boards["combined"], everything, takeout, over["market"].value, alarming
-        ),
+        tripwires=_wires(found, boards, everything, over["market"]),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
-        attainable_delta_r2=best - market if known else None,
+        attainable_delta_r2=_attainable(boards),
     )
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #868c0b7d
+def _wires(
+    found: Backtest, boards: dict[str, Board], everything: dict[str, float], gain: Estimate
+) -> list[Wire]:
+    """The wires on the bolder of two opinions: of a leak into a correction that is withheld,
+    `combined` shows nothing."""
+    p, race = found.predictions, st.race_codes(found.predictions)
+    bold = max((boards[k] for k in ("combined", "fundamental")), key=lambda b: b["r2"].value)
+    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
+    known = {"beyond_oracle": _gain(p, "true_p").low} if "oracle" in boards else {}
+    return tripwires(bold, everything, takeout, gain.value, known | found.alarms)
+
+
 def _boards(p: pl.DataFrame) -> dict[str, Board]:
     "Every stage, and the uniform below them."
     race = st.race_codes(p)
@@ -387,6 +394,13 @@ def _shares(boards: dict[str, Board]) -> dict[str, float] | None:
         return None
     best = boards["oracle"]["r2"].value
     return {k: boards[k]["r2"].value / best for k in ("price", "market", "fundamental", "combined")}
+
+
+def _attainable(boards: dict[str, Board]) -> float | None:
+    "What perfect knowledge would add to the market's R²; known in the simulator only."
+    if "oracle" not in boards:
+        return None
+    return boards["oracle"]["r2"].value - boards["market"]["r2"].value
 
 
 def peak_mb() -> float:
