@@ -71,13 +71,14 @@ def scoreboard(
 ) -> str:
     "The figures of a backtest as text."
     from racing_core.metrics import shown
+    from racing_core.starts import SAID
     from racing_core.vocabulary import title
 
     metrics = shown("winner")
     return "\n".join(
         [
             f"{r['races']:,} test races, {r['starters']:,} starters, {r['test_from']} to"
-            f" {r['test_to']}; look {r['test_looks']} at this window",
+            f" {r['test_to']}, as of {SAID[r['as_of']]}; look {r['test_looks']} at this window",
             f"{'':<22}{_heads(metrics)}",
             *(f"{title(name):<22}{_figures(b, metrics)}" for name, b in r["boards"].items()),
             *(_over(name, e, r["yardstick"]) for name, e in r["over"].items()),
@@ -93,6 +94,7 @@ def standings(
 ) -> str:
     "The figures of a contest as text, best R² first."
     from racing_core.metrics import shown
+    from racing_core.starts import SAID
     from racing_core.vocabulary import title
 
     metrics = shown("winner")
@@ -106,8 +108,8 @@ def standings(
 
     return "\n".join(
         [
-            f"{r['races']:,} test races, {r['test_from']} to {r['test_to']}; look"
-            f" {r['test_looks']} at this window; {r['folds']}",
+            f"{r['races']:,} test races, {r['test_from']} to {r['test_to']}, as of"
+            f" {SAID[r['as_of']]}; look {r['test_looks']} at this window; {r['folds']}",
             f"{'':<40}{_heads(metrics)}   adds to the market",
             *map(line, sorted(r["contestants"], key=lambda c: -c["board"]["r2"]["value"])),
             UNPRICED,
