@@ -342,8 +342,7 @@ def figures(
     boards = _boards(p)
     money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[-1])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
-    over = {name: _gain(p, name) for name in YARDSTICKS}
-    first = found.pipelines[0]  # chosen on days before the whole test
+    over, hard = {name: _gain(p, name) for name in YARDSTICKS}, found.pipelines[0].yardstick
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -353,11 +352,11 @@ def figures(
         left_out=found.left_out,
         test_looks=test_looks,
         boards=boards,
-        yardstick=first.yardstick,
-        delta_r2=over[first.yardstick],
+        yardstick=hard,
+        delta_r2=over[hard],
         over=over,
         corrections=[pipeline.correction for pipeline in found.pipelines],
-        by_year=gain_by_year(p, first.yardstick),
+        by_year=gain_by_year(p, hard),
         uniform_logloss=uniform_logloss(race),
         market_power=[w.power for w in found.pipelines],
         weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
