@@ -10,7 +10,7 @@ ARGS   ?=
 # several processes on few cores: one thread each, or OpenMP threads spend their time waiting for one another
 ONE    := OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2
 
-.PHONY: help run test export samples docs notebooks suite lint readme lab clean openmp system
+.PHONY: help run test export samples docs notebooks suite nightly lint readme lab clean openmp system
 help:           ## what there is to make
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -36,6 +36,9 @@ notebooks: docs
 
 suite: $(VENV)/.test system
 	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+nightly: $(VENV)/.test ## the fair market on forty small worlds: false claims of an edge, and coverage of the interval (minutes)
+	@FAIR_WORLDS=40 $(ONE) $(BIN)/python -m pytest -q -s tests/test_fair_market.py
 
 readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb

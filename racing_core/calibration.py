@@ -193,7 +193,7 @@ class RaceSoftmax(Calibrator):
         1,
         99,
     )  # smallest and largest field that was seen; beyond them nothing is extrapolated
-    PRIOR: ClassVar[float] = 10.0  # ½·PRIOR·(slope − 1)² is paid
+    prior: float = 10.0  # ½·prior·(slope − 1)² is paid
 
     def _parts(self, p: np.ndarray, race: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "(n, bends + 1) how much of ln p lies on each piece, (n,) ln(starters) from the centre."
@@ -227,9 +227,9 @@ class RaceSoftmax(Calibrator):
                 log_softmax((np.maximum(slope, SLOPE) * x).sum(axis=1), race),
             )
             off = (np.exp(log_p) - win)[:, None] * x * rising
-            pull = self.PRIOR * (w - np.append(np.ones(columns), 0))
+            pull = self.prior * (w - np.append(np.ones(columns), 0))
             return (
-                0.5 / self.PRIOR * pull @ pull - win @ log_p,
+                0.5 / self.prior * pull @ pull - win @ log_p,
                 np.append(off.sum(axis=0), size @ off.sum(axis=1)) + pull,
             )
 

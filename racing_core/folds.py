@@ -214,6 +214,7 @@ def warm(
     dates: np.ndarray,  # (n,) race dates
     before: date,  # first day that must not be trained on
 ) -> np.ndarray:  # (n,) bool
-    "Rows with enough of a past to learn from."
+    "Rows with enough of a past to learn from: all but the first year, if three years are there."
     first = dates.min().astype("datetime64[D]").item()
-    return dates >= np.datetime64(first + min(timedelta(365), (before - first) / 3))
+    year = timedelta(365)
+    return dates >= np.datetime64(first + (year if before - first >= 3 * year else timedelta(0)))

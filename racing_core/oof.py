@@ -87,9 +87,16 @@ def _bytes(*parts: object) -> str:
     return h.hexdigest()
 
 
-def fold_digest(X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) -> str:
+def fold_digest(
+    X: Matrix,
+    y: Outcomes,
+    train: np.ndarray,
+    score: np.ndarray,
+    offset: np.ndarray | None = None,
+) -> str:
     "Identifies what a fold lets a model see; read once for all models."
     learnt, asked = X.rows(train), X.rows(score)
+    given = [] if offset is None else [offset[train]]
     return _bytes(
         list(X.columns),
         learnt.values,
@@ -98,6 +105,7 @@ def fold_digest(X: Matrix, y: Outcomes, train: np.ndarray, score: np.ndarray) ->
         y.position[train],
         asked.values,
         asked.race,
+        *given,
     )
 
 
@@ -114,17 +122,19 @@ def fit_once(
     score: np.ndarray,  # (n,) bool: rows to score
     cache: Path | None = None,  # folder; None: nothing is kept
     rows: str | None = None,  # `fold_digest` of these rows, where it is known
+    offset: np.ndarray | None = None,  # (n,) utility to start from, such as the market's
 ) -> Fit:
     "The kept scores, or a new fit's."
 
     def work() -> dict:
         began = time.perf_counter()
-        scores = model.fit(X.rows(train), y.rows(train)).score(X.rows(score))
+        given = None if offset is None else offset[train]
+        scores = model.fit(X.rows(train), y.rows(train), given).score(X.rows(score))
         return dict(scores=scores, seconds=time.perf_counter() - began, size=_size(model))
 
     if cache is None:
         return Fit(**work())
-    key = _key(model, rows or fold_digest(X, y, train, score))
+    key = _key(model, rows or fold_digest(X, y, train, score, offset))
     found, kept = remembered_arrays(cache / model.kind / f"{key[:32]}.npz", work)
     return Fit(found["scores"], float(found["seconds"]), int(found["size"]), kept)
 
@@ -159,19 +169,20 @@ def out_of_fold(
     folds: Folds,
     cache: Path | None = None,  # folder of kept fits
     progress: Callable[[str, float], None] = lambda step, done: None,
+    offset: np.ndarray | None = None,  # (n,) utility that every model starts from
 ) -> Scores:
     "Every model on every fold, the cheapest folds first."
     if not models:
         raise BadInput("no model to score with", got="none", expected="one at least")
     values, seconds, sizes = np.full((len(X), len(models)), np.nan), {}, {}
-    rows = [cache and fold_digest(X, y, *fold) for fold in folds]
+    rows = [cache and fold_digest(X, y, *fold, offset) for fold in folds]
     for j, (name, make) in enumerate(models.items()):
         for k, (train, score) in enumerate(folds):
             progress(
                 f"{name}, fold {k + 1} of {len(folds)}",
                 (j * len(folds) + k) / (len(models) * len(folds)),
             )
-            fit = fit_once(make(), X, y, train, score, cache, rows[k])
+            fit = fit_once(make(), X, y, train, score, cache, rows[k], offset)
             seconds[name], sizes[name] = seconds.get(name, 0.0) + fit.seconds, fit.size
             values[score, j] = centred(fit.scores, X.rows(score).race)
     return Scores(values, tuple(models), seconds, sizes)

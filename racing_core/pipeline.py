@@ -14,21 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from .combiners import COMBINERS, Combiner, Weighted, scores_of, weighted_parts
+from .correction import Correction, foresee, judge, weigh
 from .errors import BadInput
 from .features.matrix import Matrix
 from .folds import Races, walk_forward
-from .market import likelihood_weights, market_utility, power_of
+from .calibration import RaceSoftmax, from_dict
+from racing_core.market import (
+    likelihood_weights,
+    market_utility,
+    power_of,
+    shape_of,
+    shape_utility,
+    yardstick,
+)
 from .models.base import Model, load_model, params, save_model
 from .odds import softmax
 from .oof import out_of_fold
 from .recipes import read_recipe
-from .records import to_json
+from .records import by_field, to_json
 
 # %% auto #0
 __all__ = [
-    "PLACES",
-    "RESIDUAL_SHARE",
-    "RESIDUAL_STRENGTH",
     "PRICE",
     "ANSWERS",
     "Progress",
@@ -40,15 +46,6 @@ __all__ = [
 ]
 
 # %% ../nbs/48_pipeline.ipynb #cell005
-PLACES = (1.0, 0.6, 0.4)  # weights of the first three places, where a likelihood counts them
-
-RESIDUAL_SHARE = {
-    "conditional_logit": 0.7,
-    "lightgbm_softmax": 0.3,
-}  # prior of the residual weights; equal shares for others
-RESIDUAL_STRENGTH = (
-    30.0  # how firmly it holds: a tuning year moves it somewhat, a residual that harms is let go
-)
 PRICE = "price"  # the part of a contribution that is no feature's
 ANSWERS = ("combined", "blend", "fundamental")  # the stages that may answer, best informed first
 
@@ -76,6 +73,9 @@ class Pipeline:
         default_factory=dict
     )  # one for each fundamental model alone; "blend" and "residual" where prices were known
     power: float = 1.0  # on normalised prices
+    shape: RaceSoftmax | None = None  # of the market; None without prices
+    yardstick: str = "market"  # or "market_shape": which of the two was harder to beat in the past
+    correction: Correction | None = None  # what `residual` earned; None without such models
     columns: tuple[str, ...] = ()  # what it reads, in order
     refit: bool = True  # fit again on both windows once the weights stand
     combine: Combiner = field(default_factory=Weighted)  # of the fundamental scores
@@ -89,9 +89,14 @@ class Pipeline:
         return "blend" in self.weights
 
     @property
+    def corrects(self) -> bool:
+        "Has it an opinion on the market, be it that nothing is to be corrected?"
+        return self.correction is not None
+
+    @property
     def answers(self) -> dict[str, str]:
         "Which stage answers a card with odds, and which one without."
-        with_odds = "fundamental" if not self.priced else "combined" if self.residual else "blend"
+        with_odds = "fundamental" if not self.priced else "combined" if self.corrects else "blend"
         return dict(with_odds=with_odds, without_odds="fundamental")
 
     def fit(
@@ -100,53 +105,72 @@ class Pipeline:
         train: np.ndarray,  # (n,) bool: rows to train on
         tune: np.ndarray,  # (n,) bool: rows to weigh on, of later races
         progress: Progress = _silent,
+        early: np.ndarray | None = None,  # (n,) bool: earlier rows, read by the correction alone
     ) -> Pipeline:
         "Train every part."
         self.columns, both, priced = races.X.columns, train | tune, races.priced
-        market = (train & priced).any() and (tune & priced).any()
-        if market:
-            known = races.rows(both & priced)
-            self.power = power_of(known.odds, known.y.win, known.race)
+        scores, kept = self._foreseen(races, train, tune, progress)
+        own, later, more = races.rows(kept), tune[kept], np.zeros(len(races))
+        self._weigh(scores, own, later)
+        if (train & priced).any() and (tune & priced).any():
+            past = priced & (both if early is None else both | early)
+            known = races.rows(past)
+            self._read_market(known)
+            more[past] = self._correct(known, ~tune[past] | self.refit, progress)
+            self._weigh_market(scores, own, later)
         else:
             self.residual = {}
-        seen = self._foreseen(races, train, tune, progress)
-        self._weigh(*seen)
-        if market:
-            self._train_residual(races.rows(train & priced), progress)
-            self._weigh_market(*seen)
-        self._remember(*seen)
+        self._remember(scores, own, later, more[kept])
         if self.refit or self.combine.out_of_fold:
-            more = lambda step: progress(f"{step}, both windows")
-            self._train(races.rows(both), more)
-            if market and self.refit:
-                self._train_residual(races.rows(both & priced), more)
+            self._train(races.rows(both), lambda step: progress(f"{step}, both windows"))
         return self
 
     def _foreseen(
         self, races: Races, train: np.ndarray, tune: np.ndarray, progress: Progress
-    ) -> tuple[np.ndarray, Races, np.ndarray]:
-        "Scores of races that the models had not seen, those races, and which are of the tuning window."
+    ) -> tuple[np.ndarray, np.ndarray]:
+        "Scores of races that the models had not seen, and (n,) which rows these are."
         if not self.combine.out_of_fold:
             self._train(races.rows(train), progress)
-            own = races.rows(tune)
-            scores = scores_of(self.fundamental, own.X, self.combine.relative)
-            return scores, own, np.ones(len(own), bool)
-        past, later = races.rows(train | tune), tune[train | tune]
+            return scores_of(self.fundamental, races.X.rows(tune), self.combine.relative), tune
+        past = races.rows(train | tune)
         makers = {name: (lambda m=m: deepcopy(m)) for name, m in self.fundamental.items()}
         folds = walk_forward(past.dates, self.combine.folds)
         oof = out_of_fold(makers, past.X, past.y, folds, None, lambda step, done: progress(step))
-        return oof.values[oof.known], past.rows(oof.known), later[oof.known]
+        kept = train | tune
+        kept[kept] = oof.known
+        return oof.values[oof.known], kept
 
     def _train(self, races: Races, progress: Progress) -> None:
         for name, model in self.fundamental.items():
             progress(name)
             model.fit(races.X, races.y)
 
-    def _train_residual(self, races: Races, progress: Progress) -> None:
+    def _read_market(self, races: Races) -> None:
+        "What the price is worth, from all that was known by then."
+        seen = races.odds, races.y.win, races.race
+        self.power = power_of(*seen)
+        self.shape = shape_of(*seen, self.power)
+        self.yardstick = yardstick(*seen, races.dates)
+
+    def _correct(
+        self, races: Races, learnt: np.ndarray, progress: Progress
+    ) -> np.ndarray:  # (n,) utility
+        """Weigh and judge the residual models on a fully priced past, fit those that may speak on
+        the `learnt` rows of it, and say what they foresaw."""
+        if not self.residual:
+            return np.zeros(len(races))
+        market = market_utility(races.odds, races.race, self.power)
+        scores, block = foresee(self.residual, races, market, progress)
+        self.correction = judge(scores, block, races, market)
+        if self.correction.withheld:
+            self.residual = {}
+        scores, seen = scores[:, : len(self.residual)], block > 0
+        weights = weigh(scores[seen], races.rows(seen), market[seen])
+        self.weights["residual"], own = weights, races.rows(learnt)
         for name, model in self.residual.items():
             progress(f"residual {name}")
-            offset = market_utility(races.odds, races.race, self.power)
-            model.fit(races.X, races.y, offset=offset)
+            model.fit(own.X, own.y, offset=market[learnt])
+        return scores @ weights
 
     def _weigh(self, scores: np.ndarray, races: Races, later: np.ndarray) -> None:
         "One opinion of all models, and a scale for each alone."
@@ -155,29 +179,21 @@ class Pipeline:
             self.weights[name] = likelihood_weights(scores[:, [j]], races.y.win, races.race)
 
     def _weigh_market(self, scores: np.ndarray, races: Races, later: np.ndarray) -> None:
-        "The market beside the opinion, and what corrects it, on the tuning window."
+        "The market beside the opinion, on the tuning window."
         rows = later & races.priced
         own = races.rows(rows)
         market = market_utility(own.odds, own.race, self.power)
         opinion = self.combine.utilities(scores[rows], own.X)["fundamental"]
         both = np.stack([market, opinion], axis=1)
         self.weights["blend"] = likelihood_weights(both, own.y.win, own.race)
-        if self.residual:
-            share = np.array([RESIDUAL_SHARE.get(name, 1.0) for name in self.residual])
-            self.weights["residual"] = likelihood_weights(
-                scores_of(self.residual, own.X),
-                own.y.win,
-                own.race,
-                offset=market,
-                prior=share / share.sum(),
-                strength=RESIDUAL_STRENGTH,
-            )
 
-    def _remember(self, scores: np.ndarray, races: Races, later: np.ndarray) -> None:
+    def _remember(
+        self, scores: np.ndarray, races: Races, later: np.ndarray, more: np.ndarray
+    ) -> None:
         "What the parts say of the tuning window before they are fitted on it too."
         rows = later & races.priced if self.priced else later
-        own = races.rows(rows)
-        self.foreseen = self._stages(scores[rows], own.X, own.odds if self.priced else None)
+        own, odds = races.rows(rows), races.odds[rows] if self.priced else None
+        self.foreseen = self._stages(scores[rows], own.X, odds, more[rows])
 
     def predict(
         self,
@@ -185,20 +201,26 @@ class Pipeline:
         odds: np.ndarray | None = None,  # (n,) odds on offer, all known; None: no market
     ) -> dict[str, np.ndarray]:  # name to (n,) win probabilities that sum to 1 in each race
         """Each fundamental model alone, the combiner's stages, `fundamental`, and with odds
-        `market`, `blend` and, where there are residual models, `combined`."""
-        X = X.pick(self.columns)
-        return self._stages(scores_of(self.fundamental, X, self.combine.relative), X, odds)
+        `market`, `market_shape`, `blend` and, in a recipe with residual models, `combined`: the market itself where
+        they are withheld."""
+        X, more = X.pick(self.columns), np.zeros(len(X))
+        if self.residual and odds is not None:
+            more = scores_of(self.residual, X) @ self.weights["residual"]
+        U = scores_of(self.fundamental, X, self.combine.relative)
+        return self._stages(U, X, odds, more)
 
-    def _stages(self, U: np.ndarray, X: Matrix, odds: np.ndarray | None) -> dict[str, np.ndarray]:
-        "From the scores of the fundamental models to win probabilities."
+    def _stages(
+        self, U: np.ndarray, X: Matrix, odds: np.ndarray | None, more: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        "From the scores of the fundamental models, and what corrects the market, to probabilities."
         parts = {name: U[:, [j]] @ self.weights[name] for j, name in enumerate(self.fundamental)}
         parts |= self.combine.utilities(U, X)
         if odds is not None and self.priced:
             market = market_utility(odds, X.race, self.power)
             both = np.stack([market, parts["fundamental"]], axis=1)
-            parts |= dict(market=market, blend=both @ self.weights["blend"])
-            if self.residual:
-                more = scores_of(self.residual, X) @ self.weights["residual"]
+            bent = shape_utility(self.shape, odds, X.race, self.power)
+            parts |= dict(market=market, market_shape=bent, blend=both @ self.weights["blend"])
+            if self.corrects:
                 parts["combined"] = market + more
         return {name: softmax(u, X.race) for name, u in parts.items()}
 
@@ -230,7 +252,7 @@ class Pipeline:
     def _explained(self, odds: bool) -> list[str]:
         "Stages that can be taken apart."
         priced = ["residual"] * bool(self.residual) + ["blend"] * (self.priced and odds)
-        return ["fundamental", *priced, *["combined"] * bool(self.residual and odds)]
+        return ["fundamental", *priced, *["combined"] * (self.corrects and odds)]
 
     def settings(self) -> dict:  # plain numbers and words, ready for JSON
         "What it is made of: models and combiner with all their settings."
@@ -265,9 +287,12 @@ def save_pipeline(
     state = dict(
         columns=list(pipeline.columns),
         power=pipeline.power,
+        shape=pipeline.shape and pipeline.shape.to_dict(),
+        yardstick=pipeline.yardstick,
         weights={k: w.tolist() for k, w in pipeline.weights.items()},
         fundamental=list(pipeline.fundamental),
         residual=list(pipeline.residual),
+        correction=pipeline.correction and by_field(pipeline.correction),
         combine=dict(
             kind=combine.kind, params=asdict(combine), state=combine.save(folder / "combine")
         ),
@@ -288,11 +313,15 @@ def load_pipeline(
         for group in ("fundamental", "residual")
     }
     weights = {k: np.array(w) for k, w in state["weights"].items()}
+    shape, correction = state["shape"], state["correction"]
     before = dict(kind="weighted", params={}, state=dict(weights=weights.pop("fundamental", ())))
     return Pipeline(
         *models.values(),
         weights,
         state["power"],
+        shape and from_dict(shape),
+        state["yardstick"],
+        correction and Correction(**correction),
         tuple(state["columns"]),
         combine=_combiner(state.get("combine", before), folder, len(models["fundamental"])),
     )

@@ -120,7 +120,17 @@ def _combiner(own: dict, where: str) -> Combiner:
 
 
 # %% ../nbs/47a_recipes.ipynb #cell010
-TAKEN = ("price", "market", "fundamental", "blend", "combined", "residual", "stage_2a", "stage_2b")
+TAKEN = (
+    "price",
+    "market",
+    "market_shape",
+    "fundamental",
+    "blend",
+    "combined",
+    "residual",
+    "stage_2a",
+    "stage_2b",
+)
 
 
 def _models(

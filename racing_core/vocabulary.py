@@ -32,6 +32,12 @@ _STAGES = (
         "the price recalibrated, its favourite–longshot bias fitted on earlier races",
         "market",
     ),
+    Stage(
+        "market_shape",
+        "market shape",
+        "the same, bent at five places and by the number of starters, fitted on earlier races",
+        "market",
+    ),
     Stage("exploded_logit", "exploded logit", "linear, on the first three home", "beyond"),
     Stage("softmax_trees", "softmax trees", "boosted trees on the winner's likelihood", "beyond"),
     Stage("exploded_trees", "exploded trees", "the same on the first three home", "beyond"),
@@ -72,7 +78,10 @@ def about(
 
 
 # %% ../nbs/47_vocabulary.ipynb #5ef38d62
-_FIRST, _LAST = ("uniform", "price", "market"), ("fundamental", "blend", "combined", "oracle")
+_FIRST, _LAST = (
+    ("uniform", "price", "market", "market_shape"),
+    ("fundamental", "blend", "combined", "oracle"),
+)
 
 
 def ordered(

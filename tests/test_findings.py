@@ -19,6 +19,7 @@ from racing_core.lab import backtest as lab
 from racing_core.lab import contest, notebook, tracking
 from racing_core.lab.ablation import quick
 from racing_core.lab.walk import last_window, walk
+from racing_core.market import YARDSTICKS
 from racing_core.models.base import KINDS
 from racing_core.models.linear import ConditionalLogit
 from racing_core.pages import contest as contest_page
@@ -85,7 +86,7 @@ def test_a_model_added_to_the_pipeline_is_in_every_table(finding, walked, tmp_pa
     assert "Believes in the weight carried alone" in said["report"]
     models = ["conditional_logit", "stubborn_punter", "nobody's model"]
     made_of = ["fundamental", "blend", "combined", "oracle"]
-    assert list(finding.boards) == ["uniform", "price", "market", *models, *made_of]
+    assert list(finding.boards) == ["uniform", "price", *YARDSTICKS, *models, *made_of]
 
 
 def test_a_metric_is_added_in_one_place(walked, tmp_path, monkeypatch):
@@ -121,8 +122,10 @@ def test_price_and_market_are_the_same_things_everywhere(finding, walked):
     seen = p["win"].to_numpy(), p["position"].to_numpy(), race.astype(int), p["date"].to_numpy()
     for name in ("price", "market", "combined"):
         assert finding.boards[name] == metrics.summary(p[name].to_numpy(), *seen)
-    gain = finding.boards["combined"]["r2"].value - finding.boards["market"]["r2"].value
-    assert finding.delta_r2.value == pytest.approx(gain)
+    for over in YARDSTICKS:
+        gain = finding.boards["combined"]["r2"].value - finding.boards[over]["r2"].value
+        assert finding.over[over].value == pytest.approx(gain)
+    assert finding.delta_r2 == finding.over[finding.yardstick]
 
 
 def test_nothing_is_renamed_on_the_way():
@@ -146,9 +149,10 @@ def test_a_title_is_found_though_no_model_was_imported():
 
 
 def test_every_name_keeps_its_place_and_none_is_lost():
-    names = ["combined", "b", "oracle", "uniform", "a", "market", "fundamental", "price"]
-    found = ordered(names)
-    assert found == ["uniform", "price", "market", "b", "a", "fundamental", "combined", "oracle"]
+    names = ["combined", "b", "oracle", "uniform", "a", "market_shape", "market", "fundamental"]
+    found = ordered([*names, "price"])
+    first, last = ["uniform", "price", *YARDSTICKS], ["fundamental", "combined", "oracle"]
+    assert found == [*first, "b", "a", *last]
 
 
 def test_a_contestant_that_learnt_nothing_is_told(starts, tmp_path):
@@ -183,7 +187,12 @@ def test_one_walk_for_all(starts):
     assert not step.test[first | second].any()
     assert (step.test == step.window.test & ~(first | second)).all()
     assert races.dates[step.past].max() < races.dates[step.test].min()
-    assert races.dates[step.train].min() > races.dates.min(), "races without a past are left out"
+    assert races.dates[step.train].min() == races.dates.min(), "a short past is not cut shorter"
+    days = races.dates.astype("datetime64[D]")
+    old = days - 800 * (days < days[len(days) // 4])
+    long = next(walk(replace(races, dates=old), from_day))
+    assert old[long.train].min() > old[long.early].max(), "what has no past trains no model alone"
+    assert old[long.early].min() == old.min() and not (long.early & long.past).any()
     own, inner = step.used(races)
     assert (own.dates[inner.tune] == races.dates[step.tune]).all() and not (first & step.past).any()
 

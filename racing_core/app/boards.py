@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from racing_core.metrics import Metric
 
 # %% auto #0
-__all__ = ["scoreboard", "standings"]
+__all__ = ["UNPRICED", "scoreboard", "standings"]
 
 
 # %% ../../nbs/93c_app.boards.ipynb #3015c270
@@ -39,6 +39,25 @@ def _interval(e: dict) -> str:
     return "{value:+.4f} ({low:+.4f} to {high:+.4f})".format(**e)
 
 
+UNPRICED = (
+    "Stages without a market are not for betting: against the odds they lost 28 to 36% of turnover."
+)
+
+
+def _over(name: str, gain: dict, yardstick: str) -> str:
+    "A gain over one of the yardsticks, and which of them is the headline."
+    from racing_core.vocabulary import title
+
+    best = " (the harder to beat on earlier days)" if name == yardstick else ""
+    return f"ΔR² of combined over {title(name)}: {_interval(gain)}{best}"
+
+
+def _corrections(r: dict) -> list[str]:
+    "What the past of each window said for correcting the market."
+    windows = zip(r["windows"], r["corrections"], strict=True)
+    return [f"{window}: {c['sentence']}" for window, c in windows if c]
+
+
 def _last(r: dict) -> list[str]:
     "What stands below every table."
     return [
@@ -62,7 +81,9 @@ def scoreboard(
             f" {r['test_to']}, as of {SAID[r['as_of']]}; look {r['test_looks']} at this window",
             f"{'':<22}{_heads(metrics)}",
             *(f"{title(name):<22}{_figures(b, metrics)}" for name, b in r["boards"].items()),
-            f"ΔR² of combined over market: {_interval(r['delta_r2'])}",
+            *(_over(name, e, r["yardstick"]) for name, e in r["over"].items()),
+            *_corrections(r),
+            UNPRICED,
             *_last(r),
         ]
     )
@@ -91,6 +112,7 @@ def standings(
             f" {SAID[r['as_of']]}; look {r['test_looks']} at this window; {r['folds']}",
             f"{'':<40}{_heads(metrics)}   adds to the market",
             *map(line, sorted(r["contestants"], key=lambda c: -c["board"]["r2"]["value"])),
+            UNPRICED,
             *_last(r),
         ]
     )

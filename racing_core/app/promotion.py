@@ -55,7 +55,16 @@ def _opinions(home: Home, scorer: str, anonymise: bool | None) -> Any:
     return Opinions.of(home, anonymise) if scorer == "model" else None
 
 
-_TOLD = ("name", "version", "source", "as_of", "trained_from", "trained_until", "metrics")
+_TOLD = (
+    "name",
+    "version",
+    "source",
+    "as_of",
+    "trained_from",
+    "trained_until",
+    "metrics",
+    "correction",
+)
 
 
 @commands.command(
@@ -103,7 +112,8 @@ def train(
     ctx.obj.answer(
         facts,
         f"{manifest['name']} {manifest['version']} in {near(folder)} ({facts['seconds']} s)\n"
-        f"next: racing promote {out or source} --to challenger",
+        + (f"{facts['correction']['sentence']}\n" if facts["correction"] else "")
+        + f"next: racing promote {out or source} --to challenger",
     )
 
 

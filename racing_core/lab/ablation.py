@@ -59,7 +59,7 @@ def _foreseen(
     "Probabilities of all test rows, window after window."
     parts = []
     for step in steps:
-        fitted = make().fit(races, step.train, step.tune)
+        fitted = make().fit(races, step.train, step.tune, early=step.early)
         parts.append(fitted.predict(races.X.rows(step.test), races.odds[step.test]))
     names = ("fundamental", "market", "combined")
     return {name: np.concatenate([p[name] for p in parts]) for name in names}

@@ -27,6 +27,8 @@ from ..fields import uniform
 from ..intervals import Estimate
 from ..metrics import Board, brier, delta_r2, summary, uniform_logloss
 from ..odds import has_market, implied, overround
+from ..correction import Correction
+from ..market import YARDSTICKS
 from ..pipeline import Pipeline, save_pipeline
 from ..records import by_field
 from ..tripwires import Wire, tripwires
@@ -129,7 +131,7 @@ def backtest(
         def told(what: str, year: int = step.window.test_from.year, done: float = i + 0.5) -> None:
             progress(f"{year}: {what}", done / len(steps))
 
-        fitted = make().fit(races, step.train, step.tune, told)
+        fitted = make().fit(races, step.train, step.tune, told, step.early)
         parts.append(_predict(fitted, races.rows(step.test), starts.filter(step.test)))
         pipelines.append(fitted)
     progress("done", 1.0)
@@ -242,20 +244,21 @@ class YearGain:
 
     year: int
     races: int
-    delta_r2: Estimate  # of combined over market
+    delta_r2: Estimate  # of combined over the yardstick
 
 
-def _gain(p: pl.DataFrame, over: str = "market") -> Estimate:
+def _gain(p: pl.DataFrame, over: str) -> Estimate:
     columns = (p[c].to_numpy() for c in ("combined", over, "win"))
     return delta_r2(*columns, st.race_codes(p), p["date"].to_numpy())
 
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
+    over: str = "market",  # the yardstick
 ) -> list[YearGain]:
-    "ΔR² of the combined probabilities over the recalibrated market, year by year."
+    "ΔR² of the combined probabilities over a yardstick, year by year."
     years = predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True)
-    return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
+    return [YearGain(y, part["race_id"].n_unique(), _gain(part, over)) for (y,), part in years]
 
 
 def over_the_close(
@@ -286,7 +289,10 @@ class Finding:
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     test_looks: int  # how often this window has been looked at
     boards: dict[str, Board]  # by stage, from the uniform to the oracle
-    delta_r2: Estimate  # of combined over market
+    yardstick: str  # market or market_shape: the harder to beat before the test window
+    delta_r2: Estimate  # of combined over the yardstick
+    over: dict[str, Estimate]  # the same over each of `YARDSTICKS`
+    corrections: list[Correction | None]  # for each window: what the past said for correcting
     by_year: list[YearGain]
     uniform_logloss: float
     market_power: list[float]  # for each window
@@ -336,10 +342,7 @@ def figures(
     boards = _boards(p)
     money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[-1])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
-    gain, known = _gain(p), "oracle" in boards
-    best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
-    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
-    alarming = ({"beyond_oracle": _gain(p, "true_p").low} if known else {}) | found.alarms
+    over, hard = {name: _gain(p, name) for name in YARDSTICKS}, found.pipelines[0].yardstick
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -349,8 +352,11 @@ def figures(
         left_out=found.left_out,
         test_looks=test_looks,
         boards=boards,
-        delta_r2=gain,
-        by_year=gain_by_year(p),
+        yardstick=hard,
+        delta_r2=over[hard],
+        over=over,
+        corrections=[pipeline.correction for pipeline in found.pipelines],
+        by_year=gain_by_year(p, hard),
         uniform_logloss=uniform_logloss(race),
         market_power=[w.power for w in found.pipelines],
         weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
@@ -359,18 +365,29 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(
-            boards["combined"], everything, takeout, over_the_close(p, gain), alarming
-        ),
+        tripwires=_wires(found, boards, everything, over["market"]),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
-        attainable_delta_r2=best - market if known else None,
+        attainable_delta_r2=_attainable(boards),
         as_of=found.as_of,
     )
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #868c0b7d
+def _wires(
+    found: Backtest, boards: dict[str, Board], everything: dict[str, float], gain: Estimate
+) -> list[Wire]:
+    """The wires on the bolder of two opinions: of a leak into a correction that is withheld,
+    `combined` shows nothing."""
+    p, race = found.predictions, st.race_codes(found.predictions)
+    bold = max((boards[k] for k in ("combined", "fundamental")), key=lambda b: b["r2"].value)
+    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
+    known = {"beyond_oracle": _gain(p, "true_p").low} if "oracle" in boards else {}
+    final = over_the_close(p, gain)
+    return tripwires(bold, everything, takeout, final, known | found.alarms)
+
+
 def _boards(p: pl.DataFrame) -> dict[str, Board]:
     "Every stage, and the uniform below them."
     race = st.race_codes(p)
@@ -408,6 +425,13 @@ def _shares(boards: dict[str, Board]) -> dict[str, float] | None:
         return None
     best = boards["oracle"]["r2"].value
     return {k: boards[k]["r2"].value / best for k in ("price", "market", "fundamental", "combined")}
+
+
+def _attainable(boards: dict[str, Board]) -> float | None:
+    "What perfect knowledge would add to the market's R²; known in the simulator only."
+    if "oracle" not in boards:
+        return None
+    return boards["oracle"]["r2"].value - boards["market"]["r2"].value
 
 
 def peak_mb() -> float:

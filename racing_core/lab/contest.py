@@ -24,7 +24,7 @@ from ..features.leaks import alarms
 from ..features.matrix import build
 from ..folds import Races, Window
 from .walk import Step, walk
-from ..market import likelihood_weights, market_utility
+from ..market import YARDSTICKS, likelihood_weights, market_utility
 from ..intervals import Estimate
 from ..metrics import Board, delta_r2, summary
 from ..models.base import Model
@@ -33,7 +33,8 @@ from ..models.neural import PlackettLuceNet
 from ..models.trees import SoftmaxTrees
 from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
-from ..pipeline import PLACES, Pipeline
+from ..correction import PLACES
+from ..pipeline import Pipeline
 from ..records import by_field
 from ..stacking import TwoStage
 from ..tripwires import Wire, tripwires
@@ -212,11 +213,11 @@ def _window(
     scored = _scored(races, step, entries, cache, progress)
     T, own = scored.test, scored.past.rows(scored.tune)
     progress("best predictor", 0.96)
-    best = entries.make().fit(races, step.train, step.tune)
+    best = entries.make().fit(races, step.train, step.tune, early=step.early)
     p = best.predict(T.X, T.odds)
     single = _best_single(scored, list(entries.zoo))
     scored.opinions["single_best"] = scored.opinions[single]
-    probabilities = {"price": implied(T.odds, T.race), "market": p["market"]}
+    probabilities = {"price": implied(T.odds, T.race)} | {name: p[name] for name in YARDSTICKS}
     for name, (_, v) in scored.opinions.items():
         probabilities |= {
             name: softmax(v, T.race),
@@ -250,7 +251,7 @@ def _groups(entries: Entries) -> dict[str, str]:
         ("single_best", "average", "weighted_zoo", "weighted_all"), "ensemble"
     ) | dict.fromkeys(("stage_2a", "stage_2b"), "specified")
     return (
-        {"price": "market", "market": "market"}
+        dict.fromkeys(("price", *YARDSTICKS), "market")
         | dict.fromkeys(entries.zoo, "zoo")
         | dict.fromkeys(entries.beyond, "beyond")
         | ensembles

@@ -37,6 +37,7 @@ class Step:
     train: np.ndarray  # (n,) bool: decided, and warm
     tune: np.ndarray  # (n,) bool: decided
     test: np.ndarray  # (n,) bool: decided, and priced
+    early: np.ndarray  # (n,) bool: decided, before `train`
     left_out: dict[str, int]  # races of the test window that cannot be compared, by reason
 
     @property
@@ -49,19 +50,21 @@ class Step:
         races: Races,  # all that the masks are of
     ) -> tuple[Races, Step]:
         "The used rows alone, and the step over them."
-        rows = self.past | self.test
-        parts = (mask[rows] for mask in (self.train, self.tune, self.test))
+        rows = self.early | self.past | self.test
+        parts = (mask[rows] for mask in (self.train, self.tune, self.test, self.early))
         return races.rows(rows), Step(self.window, *parts, self.left_out)
 
 
-def _step(races: Races, window: Window, ready: np.ndarray) -> Step:
+def _step(races: Races, window: Window) -> Step:
     "A window with warm, decided and priced applied."
+    ready = warm(races.dates, window.tune_from)
     lost = {"no winner": ~races.decided, "not fully priced": races.decided & ~races.priced}
     return Step(
         window,
         window.train & races.decided & ready,
         window.tune & races.decided,
         window.test & races.decided & races.priced,
+        window.train & races.decided & ~ready,
         {why: len(np.unique(races.race[window.test & rows])) for why, rows in lost.items()},
     )
 
@@ -74,8 +77,7 @@ def walk(
 ) -> Iterator[Step]:
     "A step for each year of the test window; refuses one without races to compare."
     windows = split(races.dates, test_from, test_to)
-    ready = warm(races.dates, windows[0].tune_from)
-    steps = [_step(races, window, ready) for window in windows]
+    steps = [_step(races, window) for window in windows]
     for step in steps:
         if not all((rows & races.priced).any() for rows in (step.train, step.tune, step.test)):
             raise BadInput(
@@ -96,7 +98,7 @@ def last_window(
     whole = split(np.append(races.dates.astype("datetime64[D]"), after), after.item())[0]
     sides = (mask[:-1] for mask in (whole.train, whole.tune, whole.test))
     window = Window(*sides, whole.tune_from, whole.test_from, whole.test_to)
-    return _step(races, window, warm(races.dates, window.tune_from))
+    return _step(races, window)
 
 
 # %% ../../nbs/61_lab.walk.ipynb #7d79874a

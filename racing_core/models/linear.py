@@ -24,6 +24,9 @@ class ConditionalLogit(Model):
     l2: float = 200.0  # ridge on the coefficients of columns of unit deviation
     clip: float = 5.0  # deviations beyond which a value counts no more
     weights: tuple[float, ...] = (1.0,)  # of the first, second, ... place
+    spread: float = 1.0  # above 1, the coefficients of l2/spread, l2 and l2·spread are averaged
+    dear: float = 1.0  # how many times the ridge `interactions` pay
+    interactions: tuple[str, ...] = ()  # columns made of others
 
     def _scaled(self, Z: np.ndarray) -> np.ndarray:
         return np.clip(Z / self.scale, -self.clip, self.clip)
@@ -35,15 +38,23 @@ class ConditionalLogit(Model):
         self.scale = np.where(deviation > 1e-9, deviation, 1.0)
         S = self._scaled(Z)
 
-        found = stages(y, race, self.weights, offset)
+        found, dear = (
+            stages(y, race, self.weights, offset),
+            np.isin(self.columns, self.interactions),
+        )
+        price = np.where(dear, self.dear, 1.0)
 
-        def loss(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        def loss(beta: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
             value, slope, _ = exploded(S @ beta, found)
-            return value + 0.5 * self.l2 * beta @ beta, S.T @ slope + self.l2 * beta
+            pull = l2 * price * beta
+            return value + 0.5 * pull @ beta, S.T @ slope + pull
 
-        self.beta = minimize(
-            loss, np.zeros(Z.shape[1]), jac=True, method="L-BFGS-B", options=dict(maxiter=500)
-        ).x
+        def best(l2: float) -> np.ndarray:
+            start, how = np.zeros(Z.shape[1]), dict(jac=True, method="L-BFGS-B")
+            return minimize(loss, start, l2, options=dict(maxiter=500), **how).x
+
+        ridges = {self.l2 * self.spread**k for k in (-1, 0, 1)}
+        self.beta = np.mean([best(l2) for l2 in sorted(ridges)], axis=0)
 
     def _score(self, Z: np.ndarray) -> np.ndarray:
         return self._scaled(Z) @ self.beta

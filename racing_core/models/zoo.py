@@ -50,9 +50,12 @@ def _columns(cls: type[Model]) -> dict[str, tuple[str, ...]]:
     "What the registry says about columns, for the models that ask."
     if family := getattr(cls, "family", None):
         return dict(reads=tuple(f.name for f in features(family)))
-    if "categories" in [f.name for f in fields(cls)]:
-        return dict(categories=tuple(f.name for f in features() if f.unit in CATEGORICAL))
-    return {}
+    settings, given = [f.name for f in fields(cls)], {}
+    if "categories" in settings:
+        given["categories"] = tuple(f.name for f in features() if f.unit in CATEGORICAL)
+    if "interactions" in settings:
+        given["interactions"] = tuple(f.name for f in features("interaction"))
+    return given
 
 
 def _fitting(default: object, name: str, value: object, where: str) -> object:

@@ -50,6 +50,7 @@ COLOURS = {
     "uniform": REST,
     "price": MARKET,
     "market": MARKET,
+    "market_shape": MARKET,
     "combined": UP,
     "oracle": TRUTH,
 }  # the others are a paler teal
@@ -169,7 +170,7 @@ def gains(
     gain: Estimate,  # ΔR² of all years together
     width: float = WIDE,  # inches
 ) -> Any:  # figure
-    "ΔR² over the recalibrated market, by year and in all, with 95% intervals."
+    "ΔR² over the market at its best, by year and in all, with 95% intervals."
     narrow, many = width < 6, len(by_year) > 1
     years = [(str(y.year), y.races, y.delta_r2) for y in by_year]
     whole = ("all years" if many else years[0][0], races, gain)

@@ -17,6 +17,7 @@ from ..intervals import Estimate
 from ..lab.backtest import Finding
 from ..lab.notebook import execute
 from ..lab.targets import FEW
+from ..market import YARDSTICKS
 from ..metrics import shown
 from .html import render, style, table
 from ..tripwires import MEANS, Wire
@@ -99,8 +100,11 @@ def publish(
 # %% ../../nbs/91_pages.report.ipynb #11eff3cb
 def verdict(
     gain: Estimate,  # ΔR² over the market
+    withheld: bool = False,  # did the market answer all along?
 ) -> str:  # a sentence
     "What the interval of ΔR² allows one to say."
+    if withheld:
+        return "The past did not speak for a correction: the market answered as it is."
     if gain.low > 0:
         return "The interval lies above zero: the models know something that the market does not."
     if gain.high < 0:
@@ -120,12 +124,12 @@ def headline(
     source: str,  # name in the store
 ) -> Markup:
     "The head of the report: what was tested, what came out, and the four figures to remember."
-    said = verdict(finding.delta_r2)
+    said = verdict(finding.delta_r2, all(c and c.withheld for c in finding.corrections))
     return render("headline.html.j2", f=finding, source=source, verdict=said, tiles=TILES)
 
 
 # %% ../../nbs/91_pages.report.ipynb #2c56c9f7
-_MARKS = {"price": "mark", "market": "mark", "combined": "head"}
+_MARKS = dict.fromkeys(("price", *YARDSTICKS), "mark") | {"combined": "head"}
 
 
 def comparison(

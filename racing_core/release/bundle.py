@@ -18,9 +18,11 @@ from uuid import uuid4
 
 from .. import identity
 from ..betting import exotics
+from ..calibration import RaceSoftmax
 from ..errors import BadInput, Tampered
 from ..features.matrix import History, identities, names
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
+from ..records import to_json
 from ..semantic.student import Student
 from ..starts import days_unknown
 
@@ -83,6 +85,7 @@ def code_of(
     models = {**pipeline.fundamental, **pipeline.residual}.values()
     answer = {"pipeline": identity.of_methods(Pipeline, "predict", "contributions")}
     answer["places"] = identity.of(exotics.place, exotics.pool, exotics.stage_powers)
+    answer["market_shape"] = identity.of_methods(RaceSoftmax, "apply")
     combine = type(pipeline.combine)
     answer[combine.kind] = identity.of_methods(combine, "utilities", "contributions", "load")
     for model in models:
@@ -150,6 +153,7 @@ def _manifest(draft: Path, pipeline: Pipeline, origin: Origin) -> dict:
     facts = dict(schema_version=SCHEMA_VERSION, version=version) | origin.facts()
     libraries = {lib: installed(lib) for lib in _LIBRARIES}
     more = dict(features=list(pipeline.columns), code=code_of(pipeline), libraries=libraries)
+    more |= dict(correction=to_json(pipeline.correction))
     return facts | more | dict(files=files)
 
 

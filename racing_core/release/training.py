@@ -93,7 +93,7 @@ def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told
     frame = matrix_of(starts, history, **heard)
     races = Races.of(starts, frame)
     step = last_window(races)
-    pipeline.fit(races, step.train, step.tune, progress)
+    pipeline.fit(races, step.train, step.tune, progress, step.early)
     tuned = races.rows(step.tune & races.priced if pipeline.priced else step.tune)
     progress("student")
     year = starts["date"] > starts["date"].max() - timedelta(365)

@@ -13,6 +13,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from ..config import Home
+from ..correction import Correction
 from ..errors import BadInput
 from ..features.matrix import compute, matrix
 from ..pipeline import ANSWERS, answered
@@ -69,6 +70,7 @@ class Answer:
     odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
     probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
     stage: str  # the answered one, of ANSWERS
+    correction: Correction | None = None  # what the past said for correcting the market
 
     @property
     def p(self) -> np.ndarray:  # (n,)
@@ -148,7 +150,7 @@ class Predictor:
         if self.speaks:
             features = with_scores(runners, features, self.opinions, self.bundle.student)
         p = pipeline.predict(matrix(features, pipeline.columns), odds)
-        return Answer(card, runners, features, odds, p, answered(p)).at(stage)
+        return Answer(card, runners, features, odds, p, answered(p), pipeline.correction).at(stage)
 
     def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
@@ -195,7 +197,14 @@ class Predictor:
             + guard.moment_warnings(answer.card.as_of, self.as_of)
             + guard.card_warnings(answer.card)
             + guard.stranger_warnings(answer.runners, bundle.history)
+            + _withheld(answer)
         )
+
+
+def _withheld(answer: Answer) -> list[str]:
+    "Is the answer the market itself, and what would change that?"
+    said = answer.correction if answer.stage == "combined" else None
+    return [said.sentence] if said and said.withheld else []
 
 
 def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
