@@ -316,7 +316,8 @@ def _judge_races(rows: pl.DataFrame, quarantine: Quarantine):
             bad.with_columns(got=pl.col(c).cast(pl.String)), c, f"one {c} for the whole race"
         )
     won = (pl.col("position") == 1) & (pl.col("status") == "finished")
-    lost = rows.filter(~won.any().over("race_id")).unique(
+    run = pl.col("status").is_not_null().any().over("race_id")  # else it is a card
+    lost = rows.filter(run & ~won.any().over("race_id")).unique(
         "race_id", keep="first", maintain_order=True
     )
     quarantine.add(
@@ -380,7 +381,7 @@ class Quote:
 
 def _quoted(rows: pl.DataFrame, quotes: tuple[Quote, ...]) -> pl.DataFrame:
     "A row for each price of each starter, with file and row."
-    ran = rows.filter(pl.col("status") != "non_runner")
+    ran = rows.filter(pl.col("status").ne_missing("non_runner"))
     return pl.concat([q.of(ran) for q in quotes])
 
 
@@ -393,9 +394,10 @@ def _card(
         pl.col("file", "row").first(),
         *(pl.col(c).drop_nulls().first() for c in _race_columns(rows)),
     )
+    run = rows.filter(pl.col("status").is_not_null().any().over("race_id"))
     tables = {
         t.name: _fill(part, t, quarantine)
-        for t, part in ((RACES, heads), (RUNNERS, rows), (RESULTS, rows))
+        for t, part in ((RACES, heads), (RUNNERS, rows), (RESULTS, run))
     }
     tables["prices"] = _fill(_quoted(rows, quotes), PRICES, quarantine, whole=False)
     return {
@@ -450,6 +452,8 @@ def assemble(
         why[f"{column}: expected {expected}"] = n
     if n := len(rows) - len(declared):
         why["non-runners without a number"] = n
+    if n := len(card["runners"]) - len(card["results"]):
+        why["runner of a race that has no result"] = n
     results, whole = card["results"], rows.join(card["races"], on="race_id", how="semi")
     non_runners = (whole["status"] == "non_runner").sum()
     winners = results.filter(pl.col("position") == 1, pl.col("status") == "finished")["race_id"]
@@ -459,7 +463,7 @@ def assemble(
         quarantined=len(rows) - len(whole),
         non_runners=non_runners,
         starters=len(whole) - non_runners,
-        kept=len(results),
+        kept=len(card["runners"]),
         races=len(card["races"]),
         dead_heats_first=winners.filter(winners.is_duplicated()).n_unique(),
     )
