@@ -81,7 +81,8 @@ def ingest(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="Adapter: hkjc, netkeiba, racebase, rpscrape, betfair or nyra."
+            metavar="SOURCE",
+            help="Adapter: hkjc, netkeiba, racebase, rpscrape, betfair, nyra, tjk or pmu.",
         ),
     ],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Its file or folder.")],

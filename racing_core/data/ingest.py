@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from ..config import Home
-from . import betfair, hkjc, netkeiba, nyra, racebase, rpscrape
+from . import betfair, hkjc, netkeiba, nyra, pmu, racebase, rpscrape, tjk
 from .base import Parsed, Quarantine
 from .store import Store, write
 from ..errors import BadInput
@@ -47,7 +47,8 @@ class Reconciliation:
 
 # %% ../../nbs/19_data.ingest.ipynb #cell007
 SOURCES: dict[str, Callable[..., Parsed]] = {
-    m.__name__.split(".")[-1]: m.parse for m in (hkjc, netkeiba, racebase, rpscrape, betfair, nyra)
+    m.__name__.split(".")[-1]: m.parse
+    for m in (hkjc, netkeiba, racebase, rpscrape, betfair, nyra, tjk, pmu)
 }
 
 
