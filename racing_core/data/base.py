@@ -203,15 +203,21 @@ def insist(
     return out
 
 
+def _values(rows: pl.DataFrame, f: Field) -> pl.Series:
+    "The column parsed, each of its distinct cells once: a column says few things many times."
+    cells = rows.select(raw=f.raw)
+    distinct = cells.unique(maintain_order=True)
+    read = distinct.with_columns(distinct.select(f.parse(pl.col("raw")).alias(f.name)))
+    return cells.join(read, on="raw", how="left", nulls_equal=True, maintain_order="left")[f.name]
+
+
 def translate(
     rows: pl.DataFrame,  # raw rows with file, row, race_id
     fields: list[Field],
     quarantine: Quarantine,  # receives every unreadable cell
 ) -> pl.DataFrame:  # file, row, race_id and the canonical columns
     "Parse the columns of a source; blank cells become null, unreadable ones null and a fault."
-    out = rows.select(
-        "file", "row", "race_id", *(f.parse(pl.col(f.raw)).alias(f.name) for f in fields)
-    )
+    out = rows.select("file", "row", "race_id").hstack([_values(rows, f) for f in fields])
     for f in fields:
         quarantine.add(_unread(rows, out, f), f.raw, f.expected, f.whole)
     return out

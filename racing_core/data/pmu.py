@@ -17,7 +17,7 @@ __all__ = [
     "surface",
     "sex",
     "meeting",
-    "off_utc",
+    "french_time",
     "became",
     "parse",
 ]
@@ -38,14 +38,23 @@ from racing_core.data.base import (
     assemble,
     drop_duplicates,
     insist,
-    integer,
-    number,
-    text,
     translate,
-    word,
 )
 from .musique import past_starts, summary, tokens
 from .nested import json_files, read_runners
+from racing_core.data.readers import (
+    day,
+    distance_m,
+    integer,
+    number,
+    odds,
+    off_utc,
+    position,
+    text,
+    time_of_day,
+    weight_kg,
+    word,
+)
 from ..errors import BadInput
 
 # %% ../../nbs/13g_data.pmu.ipynb #pmu-06
@@ -117,11 +126,6 @@ _HORSE = r"^(.+) ([FHM])\.([A-Z]+)\.? (\d{1,2}) a\.$"  # name, sex, breed, age
 _SIRE = r"^Par: (.+?)(?: \([A-Za-z]+\))? et "
 
 
-def _known(e: pl.Expr) -> pl.Expr:
-    "Nought stands for what is not known."
-    return text(e).str.replace(r"^0(\.0*)?$", "")
-
-
 def surface(track: pl.Expr, going: pl.Expr, kind: pl.Expr) -> pl.Expr:
     "All-weather by its going, else by the track; gallopers on a going of turf run on turf."
     gallop = (kind != "trot") & going.is_not_null()
@@ -165,15 +169,14 @@ def meeting(content: Any, file: Path) -> list[dict]:
     return [head | r if isinstance(r, dict) else r for r in content["courses"]]
 
 
-def off_utc(date: pl.Expr, clock: pl.Expr, meeting: list[str]) -> pl.Expr:
-    "French clock times; hours before six belong to the next day where a meeting began after noon."
-    hour, minute = (clock.str.extract(r"^(\d{1,2})h([0-5]\d)$", i).cast(pl.Int32) for i in (1, 2))
-    late = (hour < 6) & (hour.max().over(meeting) >= 12)
-    naive = date.cast(pl.Datetime("us")) + pl.duration(
-        days=late.cast(pl.Int32), hours=hour, minutes=minute
-    )
-    local = naive.dt.replace_time_zone("Europe/Paris", ambiguous="null", non_existent="null")
-    return pl.when(hour < 24).then(local.dt.convert_time_zone("UTC"))
+def french_time(
+    time: pl.Expr,  # as printed
+    meeting: list[str],  # columns that say which meeting
+) -> pl.Expr:  # minutes after the midnight with which the programme's day begins
+    "Hours before six belong to the next day where a meeting began after noon."
+    minutes = time_of_day(time)
+    late = (minutes < 360) & (minutes.max().over(meeting) >= 720)
+    return minutes + 1440 * late.cast(pl.Int32)
 
 
 # %% ../../nbs/13g_data.pmu.ipynb #pmu-13
@@ -183,18 +186,10 @@ OPTIONAL = (
     "typePiste terrain valeur equipement(s) arrivee cote cote_reference avis_entraineur".split()
 )
 _KEY = [
-    Field("date", "date", lambda e: text(e).str.to_date("%Y-%m-%d", strict=False), "a date"),
+    Field("date", "date", day(), "a date"),
     Field("course", "hippodrome", text, "a racecourse"),
     Field("race_no", "numero", integer, "a whole number"),
 ]
-
-
-def _metres(e: pl.Expr) -> pl.Expr:
-    return integer(e.str.replace(r"\s*m$", ""))
-
-
-def _kilograms(e: pl.Expr) -> pl.Expr:
-    return number(e.str.replace(r"\s*kg$", ""))
 
 
 def _piece(i: int) -> Callable[[pl.Expr], pl.Expr]:
@@ -203,28 +198,28 @@ def _piece(i: int) -> Callable[[pl.Expr], pl.Expr]:
 
 _LIKE = "a horse like ADA F.PU. 4 a."
 _FIELDS = [
-    Field("race_type", "type", word(TYPES), "one of " + " ".join(TYPES)),
+    Field("race_type", "type", word(TYPES), "one of " + " ".join(TYPES), whole=True),
     Field("name", "nom", lambda e: text(e.str.replace_all(r"\s+", " ")), "text", whole=False),
     Field("clock", "horaire", text, "a time like 14h20", whole=False),
-    Field("distance_m", "distance", _metres, "metres like 2400m", whole=False),
+    Field("distance_m", "distance", distance_m, "metres like 2400m", whole=False),
     Field("track", "typePiste", text, "text", whole=False),
     Field("ground", "terrain", text, "text", whole=False),
     Field("going", "terrain", word(GOINGS), "one of " + ", ".join(GOINGS), ("PSF",), whole=False),
-    Field("runner_no", "n°", integer, "a number"),
-    Field("horse_name", "cheval", _piece(1), _LIKE),
+    Field("runner_no", "n°", integer, "a number", whole=True),
+    Field("horse_name", "cheval", _piece(1), _LIKE, whole=True),
     Field("letter", "cheval", _piece(2), _LIKE, whole=False),
     Field("age", "cheval", lambda e: integer(_piece(4)(e)), _LIKE, whole=False),
     Field("sire", "père_mère", lambda e: text(e).str.extract(_SIRE, 1), "a sire", whole=False),
     Field("jockey_name", "jockey", text, "a name", whole=False),
     Field("trainer_name", "entraineur", text, "a name", whole=False),
-    Field("weight_kg", "poids", _kilograms, "a weight like 57.5 kg", whole=False),
+    Field("weight_kg", "poids", weight_kg, "a weight like 57.5 kg", whole=False),
     Field("valeur", "valeur", number, "a rating", whole=False),
     Field("gear", "equipement(s)", text, "text", whole=False),
     Field("draw", "corde", lambda e: integer(e.str.extract(r"^\(Corde:(\d+)\)$")),
           "a draw like (Corde:05)", whole=False),
-    Field("rank", "arrivee", integer, "a place"),
-    Field("odds", "cote", lambda e: number(_known(e)), "odds", ("0", "0.0"), whole=False),
-    Field("morning", "cote_reference", lambda e: number(_known(e)), "odds", ("0", "0.0"),
+    Field("rank", "arrivee", position, "a place", whole=True),
+    Field("odds", "cote", odds, "odds", ("0", "0.0"), whole=False),
+    Field("morning", "cote_reference", odds, "odds", ("0", "0.0"),
           whole=False),
 ]  # fmt: skip
 _CARRIED = [
@@ -282,7 +277,9 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     return out.with_columns(
         source=pl.lit("pmu"),
         jurisdiction=jurisdiction(pl.col("course"), pl.col("name")),
-        off_utc=off_utc(pl.col("date"), pl.col("clock"), ["date", "course"]),
+        off_utc=off_utc(
+            pl.col("date"), french_time(pl.col("clock"), ["date", "course"]), "Europe/Paris"
+        ),
         surface=surface(pl.col("track"), pl.col("ground"), pl.col("race_type")),
         horse_id=pl.coalesce(horse, name),
         jockey_id="jockey_name",

@@ -29,17 +29,24 @@ from racing_core.data.base import (
     Quarantine,
     Quote,
     assemble,
-    clock,
-    day,
     drop_duplicates,
     insist,
-    integer,
-    number,
-    text,
     translate,
-    word,
 )
 from .nested import json_files, read_json, read_runners
+from racing_core.data.readers import (
+    clock,
+    day,
+    distance_m,
+    integer,
+    number,
+    odds,
+    off_utc,
+    position,
+    text,
+    time_of_day,
+    word,
+)
 
 # %% ../../nbs/13e_data.tjk.ipynb #tjk-06
 COLUMNS = "date raceNo venue distance surface raceClass position no name jockey trainer".split()
@@ -84,11 +91,6 @@ _CLASS_WORD = r"^(Maiden|G[123])(?:$|[/ ])"
 _NUMBER = r"\s*\((\d{1,2})\)"  # behind a name
 
 
-def _known(e: pl.Expr) -> pl.Expr:
-    "Nought stands for what is not known."
-    return text(e).replace("0", None)
-
-
 def _weight(e: pl.Expr) -> pl.Expr:
     return pl.when(number(e).is_between(35, 90)).then(number(e))
 
@@ -99,18 +101,18 @@ def _person(e: pl.Expr) -> pl.Expr:
 
 _NAMES = "a name"
 _FIELDS = [
-    Field("distance_m", "distance", lambda e: integer(_known(e)), "metres", ("0",), whole=False),
+    Field("distance_m", "distance", distance_m, "metres", ("0",), whole=False),
     Field("surface", "surface", word(SURFACES), "one of " + " ".join(SURFACES), whole=False),
     Field("name", "raceClass", text, "text", whole=False),
-    Field("runner_no", "no", integer, "a number"),
-    Field("horse_name", "name", lambda e: text(e.str.replace(_NUMBER, "")), _NAMES),
+    Field("runner_no", "no", integer, "a number", whole=True),
+    Field("horse_name", "name", lambda e: text(e.str.replace(_NUMBER, "")), _NAMES, whole=True),
     Field("jockey_name", "jockey", _person, _NAMES, (".",), whole=False),
     Field("trainer_name", "trainer", _person, _NAMES, (".",), whole=False),
     Field("weight_kg", "weight", _weight, "kilograms from 35 to 90", whole=False),
     Field("age", "age", integer, "years", whole=False),
-    Field("odds", "odds", lambda e: number(_known(e)), "decimal odds", ("0",), whole=False),
+    Field("odds", "odds", odds, "decimal odds", ("0",), whole=False),
     Field("time_s", "finishTime", clock, "a time like 1.29.68", tuple(_STATUS), whole=False),
-    Field("position", "position", integer, "a position"),
+    Field("position", "position", position, "a position", whole=True),
 ]
 
 
@@ -181,16 +183,16 @@ def coupled(
     out: pl.DataFrame,  # race_id, date, odds, status of every runner
 ) -> pl.Series:  # bool, in the order of the rows
     "Does a runner share its price with others as one betting interest?"
-    odds, race = pl.col("odds"), pl.col("race_id")
+    price, race = pl.col("odds"), pl.col("race_id")
     ran = out.with_row_index("at").filter(pl.col("status") != "non_runner")
-    ran = ran.filter(odds.is_not_null().all().over(race))
-    price = ran.group_by("date", "race_id", "odds", maintain_order=True).agg("at", n=pl.len())
-    price = price.with_columns(excess=(pl.col("n") - 1) / odds)
-    price = price.with_columns(total=(pl.col("n") / odds).sum().over(race))
-    once = price.group_by("date", "race_id").agg(book=(1 / odds).sum())
+    ran = ran.filter(price.is_not_null().all().over(race))
+    book = ran.group_by("date", "race_id", "odds", maintain_order=True).agg("at", n=pl.len())
+    book = book.with_columns(excess=(pl.col("n") - 1) / price)
+    book = book.with_columns(total=(pl.col("n") / price).sum().over(race))
+    once = book.group_by("date", "race_id").agg(book=(1 / price).sum())
     usual = dict(once.group_by("date").agg(pl.col("book").median()).rows())
     shared = []
-    for part in price.filter(pl.col("n") > 1).partition_by("race_id"):
+    for part in book.filter(pl.col("n") > 1).partition_by("race_id"):
         excess = part["excess"].to_list()
         gone = _repeated(part["total"][0], excess, usual[part["date"][0]])
         shared += [i for at, yes in zip(part["at"], gone, strict=True) if yes for i in at]
@@ -213,15 +215,13 @@ def snapshots(
         schema=dict.fromkeys(names, pl.String),
     )
     native = pl.col("venue").str.replace_all(" ", "_")
-    local = pl.format("{} {}", "date", "time").str.to_datetime("%Y-%m-%d %H:%M", strict=False)
-    off = local.dt.cast_time_unit("us").dt.replace_time_zone(_ISTANBUL)
     at = pl.col("ts").str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us", strict=False)
     log = log.select(
         race_id=pl.format("tjk:{}-{}-{}", "date", native, "raceNo"),
         runner_no=integer(pl.col("no")),
-        off_utc=off.dt.convert_time_zone("UTC"),
+        off_utc=off_utc(day()(pl.col("date")), time_of_day(pl.col("time")), _ISTANBUL),
         at=at.dt.replace_time_zone("UTC"),
-        odds=number(_known(pl.col("odds"))),
+        odds=odds(pl.col("odds")),
     ).drop_nulls()
     left = (pl.col("off_utc") - pl.col("at")).dt.total_seconds() / 60
     day_of = lambda c: pl.col(c).dt.convert_time_zone(_ISTANBUL).dt.date()
