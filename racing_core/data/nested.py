@@ -52,7 +52,9 @@ def read_json(
 
 # %% ../../nbs/13d_data.nested.ipynb #nested-08
 def _cell(value: Any) -> str | None:
-    "A value as text; what is no scalar as the JSON it was."
+    "A value as text; what is no scalar as the JSON it was, half a surrogate pair as a mark."
+    if isinstance(value, str) and value.isascii():
+        return value
     if isinstance(value, bool | list | dict):
         value = json.dumps(value, ensure_ascii=False)
     return None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
