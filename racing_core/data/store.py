@@ -162,7 +162,7 @@ class Snapshot:
     def _demand(self, as_of: str) -> None:
         "`BadInput` for a moment that is not one, or not one of this source's prices."
         if moment(as_of) != "close":
-            demand_prices(as_of, self.read("prices")["moment"].unique(), self.source)
+            demand_prices(as_of, self.read("prices")["moment"].unique(), self.folder.name)
 
 
 # %% ../../nbs/18_data.store.ipynb #thestore
@@ -224,9 +224,19 @@ class Store:
         self,
         since: date | str | None = None,  # first date
         until: date | str | None = None,  # first date no longer wanted
+        as_of: str = "close",  # decision time, a moment of which prices are stored
     ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
         "The wide frame of `racing_core.starts`."
-        return self.at_once(lambda s: s.starts(since, until))
+        return self.at_once(lambda s: s.starts(since, until, as_of))
+
+    def prices(
+        self,
+        as_of: str = "close",  # a moment of which prices are stored
+        since: date | str | None = None,  # first date
+        until: date | str | None = None,  # first date no longer wanted
+    ) -> pl.DataFrame:  # race_id, runner_no, odds, price_moment, price_kind
+        "One book a race, of those who ran, as it stood at a moment."
+        return self.at_once(lambda s: s.prices(as_of, since, until))
 
 
 # %% ../../nbs/18_data.store.ipynb #cell012
