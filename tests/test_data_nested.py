@@ -1,14 +1,12 @@
 """Whatever JSON a file holds is read, set aside or refused by name; nothing else ever happens."""
 
 import json
-from copy import deepcopy
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from racing_core.data import pmu, tjk
-from racing_core.data.nested import read_json
 from racing_core.errors import BadInput
 
 HORSE = dict(
@@ -51,6 +49,14 @@ ODD = st.one_of(
 KINDS = {"tjk": (tjk.parse, DAY, "horses"), "pmu": (pmu.parse, MEETING, "participants")}
 
 
+def outcome(parse, file):
+    "What was read, or how it was refused."
+    try:
+        return parse(file), ""
+    except BadInput as refusal:
+        return None, str(refusal)
+
+
 def _races(content):
     return content if isinstance(content, list) else content["courses"]
 
@@ -61,31 +67,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_one_odd_cell_never_ends_in_anything_but_an_account_or_a_refusal(kind, folder, data):
     parse, good, runners = KINDS[kind]
-    content = deepcopy(good)
+    content = json.loads(json.dumps(good))  # no two races share a runner
     race = data.draw(st.sampled_from(_races(content)))
     where = data.draw(st.sampled_from([race, race[runners][1]]))
     where[data.draw(st.sampled_from(sorted(k for k in where if k != runners)))] = data.draw(ODD)
     file = folder / f"2026-04-01_{kind}.json"
     file.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        done = parse(file)
-    except BadInput as e:
-        assert file.name in str(e) or "missing" in str(e)
+    done, complaint = outcome(parse, file)
+    if done is None:
+        assert file.name in complaint
         return
     a = done.reconciliation
     read = a["duplicates"] + a["quarantined"] + a["non_runners"] + a["starters"]
     assert a["rows_read"] == read == sum(len(r[runners]) for r in _races(content))
     assert a["races"] >= 1  # the other race stands
-
-
-@given(st.binary(max_size=40))
-def test_bytes_are_json_or_refused(folder, data):
-    (file := folder / "bytes.bin").write_bytes(data)
-    try:
-        read_json(file)
-    except BadInput as e:
-        assert "bytes.bin" in str(e)

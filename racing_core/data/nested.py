@@ -77,10 +77,11 @@ def read_runners(
     columns: Iterable[str],  # keys of a race or runner that each file must have
     optional: Iterable[str] = (),  # keys taken where there are any, null elsewhere
     root: str | Path = "",  # folder from which files are named
-) -> tuple[pl.DataFrame, dict[str, int]]:  # file, row and the columns as text; other keys, rows
+    notes: list[str] | None = None,  # receives the files without rows and the keys left out
+) -> pl.DataFrame:  # file, row and the columns, all text but `row`
     "The runners of all files one below the other, each with its file and its number in it."
-    columns, optional = list(columns), list(optional)
-    cells, ignored = {c: [] for c in ("file", "row", *columns, *optional)}, {}
+    columns, optional, notes = list(columns), list(optional), [] if notes is None else notes
+    cells, spare = {c: [] for c in ("file", "row", *columns, *optional)}, {}
     for file in files:
         name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
         content = races(read_json(file), file)
@@ -89,14 +90,16 @@ def read_runners(
             for i, race in enumerate(content, 1)
             for row in _of_race(race, runners, f"{name}, race {i}")
         ]
-        keys = {k for row in rows for k in row}
-        if rows and (missing := [c for c in columns if c not in keys]):
+        keys = {k: None for row in rows for k, v in row.items() if v or k in columns}
+        if not rows:
+            notes.append(f"{name}: no rows")
+        elif missing := [c for c in columns if c not in keys]:
             raise BadInput("columns are missing", got=sorted(keys), expected=missing, where=name)
         for i, row in enumerate(rows, 1):
             for c in (*columns, *optional):
                 cells[c].append(_cell(row.get(c)))
             cells["file"].append(name), cells["row"].append(i)
-        for k in keys - set(columns) - set(optional):
-            ignored[k] = ignored.get(k, 0) + sum(bool(row.get(k)) for row in rows)
-    kinds = dict.fromkeys(cells, pl.String) | {"row": pl.UInt32}
-    return pl.DataFrame(cells, schema=kinds), {k: n for k, n in sorted(ignored.items()) if n}
+        spare |= {k: name for k in keys if k not in {*columns, *optional, *spare}}
+    if spare:
+        notes.append(f"{min(spare.values())}: not read: {', '.join(sorted(spare))}")
+    return pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String) | {"row": pl.UInt32})

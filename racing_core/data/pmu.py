@@ -321,8 +321,8 @@ def parse(
     "Read French meetings; see `racing_core.data.base.assemble` for what is kept."
     quarantine = Quarantine()
     progress("meetings")
-    everything, ignored = read_runners(
-        json_files(path), meeting, "participants", COLUMNS, OPTIONAL, path
+    everything = read_runners(
+        json_files(path), meeting, "participants", COLUMNS, OPTIONAL, path, quarantine.notes
     )
     rows, duplicates = drop_duplicates(everything)
     progress("checks")
@@ -337,7 +337,7 @@ def parse(
         ].null_count(),
         "position of a runner that the result does not tell": out["untold"].sum(),
         "row of a course whose country is not known": (out["jurisdiction"] == UNKNOWN).sum(),
-    } | {f"not read: {name}": n for name, n in ignored.items()}
+    }
     quotes = (Quote(), Quote("morning", "morning"))
     side = {"supplied": supplied, "past_starts": past}
     why = {k: int(n) for k, n in counts.items() if n}

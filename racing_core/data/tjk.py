@@ -253,8 +253,8 @@ def parse(
     "Read Turkey's results; see `racing_core.data.base.assemble` for what is kept."
     quarantine = Quarantine()
     progress("results")
-    everything, ignored = read_runners(
-        json_files(path), lambda day, file: day, "horses", COLUMNS, root=path
+    everything = read_runners(
+        json_files(path), lambda day, file: day, "horses", COLUMNS, (), path, quarantine.notes
     )
     rows, duplicates = drop_duplicates(everything)
     progress("checks")
@@ -271,7 +271,7 @@ def parse(
             log.join(out, on=["race_id", "runner_no"], how="anti")
         ),
         "row of a venue whose country is not known": (out["jurisdiction"] == UNKNOWN).sum(),
-    } | {f"not read: {name}": n for name, n in ignored.items()}
+    }
     out = out.with_columns(
         odds=pl.when(~shared).then("odds"), position=pl.when(last).then("position")
     )
