@@ -6,7 +6,7 @@ from datetime import date
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from racing_core.config import home
@@ -187,6 +187,7 @@ def past_of(said):
     return musique.past_starts(pl.DataFrame([CARD | {"musique": said}]))
 
 
+@settings(deadline=None)
 @given(STARTS, st.dictionaries(st.integers(0, 11), st.integers(15, 25), max_size=3))
 def test_every_start_is_read_in_its_order_and_year(starts, marks):
     said, years, year = "", [], 2026
@@ -209,6 +210,7 @@ def test_every_start_is_read_in_its_order_and_year(starts, marks):
         assert 0 <= short["musique_not_finished"][0] <= 1
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789DATaphm() ½x１", max_size=20))
 def test_a_text_is_read_whole_or_not_at_all(said):
     read = pl.DataFrame({"m": [said]}).select(musique.tokens(pl.col("m"))).to_series()[0]

@@ -5,7 +5,7 @@ import random
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from racing_core.data import tjk
@@ -179,6 +179,7 @@ def test_what_is_no_day_is_named(tmp_path, bad):
         tjk.parse(tmp_path)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1.2, 1.5, 2.0, 3.0, 3.75, 9.0, 20.0]), min_size=2, max_size=12))
 def test_only_equal_prices_are_taken_for_one(odds):
     frame = pl.DataFrame({"race_id": "d:1", "date": 1, "status": "finished", "odds": odds})

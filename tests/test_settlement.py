@@ -118,6 +118,7 @@ def test_rule_4_on_printed_decimals(printed, deduction):
     assert s.rule_4([printed]) == deduction
 
 
+@settings(deadline=None)
 @given(st.fractions(min_value="1/20", max_value=13, max_denominator=33))
 def test_printing_to_two_places_moves_no_price_of_the_scale_across_a_step(to_one):
     ends = [Fraction(x).limit_denominator(33) for _, *e in s._RULE_4[:-1] for x in e if x]
@@ -125,6 +126,7 @@ def test_printing_to_two_places_moves_no_price_of_the_scale_across_a_step(to_one
     assert s.rule_4([round(float(nearest) + 1, 2)]) == s.rule_4([float(nearest) + 1])
 
 
+@settings(deadline=None)
 @given(st.floats(1.01, 100), st.floats(1.01, 100))
 def test_a_longer_price_is_never_deducted_more(one, other):
     assert s.rule_4([min(one, other)]) >= s.rule_4([max(one, other)])
@@ -174,6 +176,7 @@ STATES = st.sampled_from([None, "NY", "KY", "ny", "FL"])
 DAYS = st.dates(date(2000, 1, 1), date(2030, 1, 1))
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 5000), STATES, DAYS)
 def test_a_state_pays_on_its_own_steps_and_never_more_than_the_pool_has(dividend, state, day):
     declared = float(s.breakage(dividend, "US", state=state, day=day))
