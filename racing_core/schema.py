@@ -139,14 +139,16 @@ RACES = Table(
         "race_id": _RACE_ID,
         "source": Column(pl.String, "name of the adapter that read it", null=False),
         "jurisdiction": Column(
-            pl.String, "racing authority: HK, JP, GB, IE, AU, NZ, US, FR, SIM", null=False
+            pl.String,
+            "country code of the racing authority: HK, GB, TR, ..; SIM, XX unknown",
+            null=False,
         ),
         "date": Column(pl.Date, "local date of the meeting", null=False),
         "off_utc": Column(pl.Datetime("us", "UTC"), "scheduled off"),
         "course": Column(pl.String, "racecourse", null=False),
         "race_no": Column(pl.Int16, "number on the card", null=False, lo=1, hi=30),
         "name": Column(pl.String, "race title"),
-        "race_type": Column(RACE_TYPE, "flat or over obstacles"),
+        "race_type": Column(RACE_TYPE, "flat, over obstacles or at a trot"),
         "surface": Column(SURFACE, "what they run on"),
         "distance_m": Column(pl.Int32, "distance, metres", lo=400, hi=9000),
         "rail": Column(pl.String, "rail position or course layout"),

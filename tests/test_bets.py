@@ -526,6 +526,23 @@ def test_hong_kong_pays_a_little_more_than_it_prints(hong_kong, hong_kong_store)
     assert (odds[alone] >= printed[alone] - 1e-9).all()
 
 
+def test_backing_everything_in_hong_kong_loses_its_takeout_at_the_dividends(
+    hong_kong, hong_kong_store
+):
+    starts = hong_kong.filter(pl.col("odds") > 1).with_columns(
+        win=winners(hong_kong.filter(pl.col("odds") > 1))
+    )
+    starts = starts.filter((pl.col("win") > 0).any().over("race_id"))
+    win, odds, label = backtest.at_dividends(starts, hong_kong_store.read("dividends"))
+    assert "of 6,4" in label  # a few races of 6,439 are settled at the odds, and it says how many
+    printed = starts["odds"].to_numpy()
+    stake = 1 / printed  # to return one whoever wins
+    at_dividends = settle_win(stake, odds, win).sum() / stake.sum()
+    at_odds = settle_win(stake, printed, starts["win"].to_numpy()).sum() / stake.sum()
+    assert at_dividends == pytest.approx(0.825, abs=0.002)  # the pool keeps 17.5%
+    assert 0.009 < at_dividends - at_odds < 0.012  # printed whole numbers: 1% of the turnover
+
+
 def test_place_evidence_finds_places_that_are_open_and_none_in_a_field_of_exponentials():
     rng, size, count = np.random.default_rng(2), 8, 2400
     p = rng.dirichlet(np.ones(size), count)

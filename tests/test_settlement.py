@@ -1,6 +1,7 @@
 """Settlement from outside: the rules by hand, money that must balance, and the real dividends of two jurisdictions."""
 
 from datetime import date
+from fractions import Fraction
 
 import numpy as np
 import polars as pl
@@ -91,6 +92,46 @@ def test_rule_4_by_its_table(to_one, deduction):
     assert s.rule_4([to_one + 1]) == deduction
 
 
+@pytest.mark.parametrize(
+    ("printed", "deduction"),
+    [
+        (1.11, 0.9),  # 1/9
+        (1.12, 0.85),  # 2/17
+        (1.29, 0.75),  # 2/7
+        (1.53, 0.65),  # 8/15
+        (1.57, 0.6),  # 4/7
+        (1.62, 0.6),  # 8/13, of which it is the longer
+        (1.64, 0.6),  # nearer to 8/13 than to 4/6
+        (1.65, 0.55),
+        (1.67, 0.55),  # 4/6
+        (1.83, 0.5),  # 5/6, of which it is the shorter
+        (1.95, 0.5),  # 20/21
+        (3.2, 0.3),  # 11/5, of no step's own, within the step that ends at 9/4
+        (4.33, 0.2),  # 10/3
+        (10.4, 0.1),
+        (10.6, 0.05),
+        (15.0, 0.05),
+        (15.5, 0.0),  # over 14/1
+    ],
+)
+def test_rule_4_on_printed_decimals(printed, deduction):
+    assert s.rule_4([printed]) == deduction
+
+
+@settings(deadline=None)
+@given(st.fractions(min_value="1/20", max_value=13, max_denominator=33))
+def test_printing_to_two_places_moves_no_price_of_the_scale_across_a_step(to_one):
+    ends = [Fraction(x).limit_denominator(33) for _, *e in s._RULE_4[:-1] for x in e if x]
+    nearest = min(ends, key=lambda end: abs(end - to_one))
+    assert s.rule_4([round(float(nearest) + 1, 2)]) == s.rule_4([float(nearest) + 1])
+
+
+@settings(deadline=None)
+@given(st.floats(1.01, 100), st.floats(1.01, 100))
+def test_a_longer_price_is_never_deducted_more(one, other):
+    assert s.rule_4([min(one, other)]) >= s.rule_4([max(one, other)])
+
+
 @given(st.lists(st.floats(1.01, 100), max_size=5), st.floats(1.01, 200))
 def test_rule_4_takes_from_winnings_and_never_all_of_them(withdrawn, odds):
     paid = s.reduced(odds, s.rule_4(withdrawn))
@@ -129,6 +170,54 @@ def test_breakage_rounds_down_to_the_step_but_not_below_the_least(dividend, juri
 )
 def test_breakage_by_hand(dividend, jurisdiction, pool, declared):
     assert float(s.breakage(dividend, jurisdiction, pool)) == pytest.approx(declared)
+
+
+STATES = st.sampled_from([None, "NY", "KY", "ny", "FL"])
+DAYS = st.dates(date(2000, 1, 1), date(2030, 1, 1))
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 5000), STATES, DAYS)
+def test_a_state_pays_on_its_own_steps_and_never_more_than_the_pool_has(dividend, state, day):
+    declared = float(s.breakage(dividend, "US", state=state, day=day))
+    step = next(step for below, step in s.us_steps(state, day) if declared < below)
+    assert declared <= max(dividend, 1.05) + 1e-6
+    assert dividend - declared < 0.5
+    assert declared == 1.05 or abs(declared / step - round(declared / step)) < 1e-6
+    assert float(s.breakage(declared, "US", state=state, day=day)) == pytest.approx(declared)
+    assert declared >= s.breakage(dividend, "US", state=state, day=day.replace(year=2000)) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("dividend", "state", "day", "declared"),
+    [
+        (4.99, "NY", date(2019, 7, 1), 4.95),
+        (5.04, "NY", date(2019, 7, 1), 5.0),
+        (5.19, "NY", date(2019, 7, 1), 5.1),
+        (25.3, "NY", date(2019, 7, 1), 25.25),
+        (260.7, "NY", date(2019, 7, 1), 260.5),
+        (4.99, "NY", date(2025, 8, 31), 4.95),
+        (4.99, "NY", date(2025, 9, 1), 4.99),
+        (4.99, "NY", None, 4.99),
+        (4.99, "KY", date(2022, 7, 13), 4.9),
+        (4.99, "KY", date(2022, 7, 14), 4.99),
+        (4.99, None, None, 4.9),
+    ],
+)
+def test_breakage_of_a_state_by_hand(dividend, state, day, declared):
+    assert float(s.breakage(dividend, "US", state=state, day=day)) == pytest.approx(declared)
+
+
+def test_new_york_of_2019_broke_by_the_size_of_the_payoff(shared_data):
+    file = shared_data / "nyra" / "starts.parquet"
+    if not file.is_file():
+        pytest.skip(f"no New York starts in {shared_data}")
+    cents = pl.read_parquet(file)["odds"].str.strip_chars().cast(pl.Float64)
+    paid = (1 + cents.filter(cents > 0) / 100).to_numpy()  # 0: nobody could bet
+    assert len(paid) > 14_800
+    assert s.breakage(paid, "US", state="NY", day=date(2019, 7, 1)) == pytest.approx(paid)
+    dimes = np.isclose(s.breakage(paid, "US"), paid)  # the usual rule would be wrong
+    assert dimes.mean() < 0.8
 
 
 def test_what_has_no_rule_is_refused():

@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = [
     "PLACE_TERMS",
+    "US_BREAKS",
     "settle_win",
     "place_terms",
     "placed",
     "rule_4",
     "reduced",
+    "us_steps",
     "breakage",
     "settle_dividends",
     "reconcile",
 ]
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell002
-from itertools import permutations
+from datetime import date
+from itertools import pairwise, permutations
 
 import numpy as np
 import polars as pl
@@ -104,39 +107,40 @@ def placed(
 
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell012
-_RULE_4 = {  # longest price (to one), deduction
-    1 / 9: 0.90,
-    2 / 11: 0.85,
-    1 / 4: 0.80,
-    3 / 10: 0.75,
-    2 / 5: 0.70,
-    8 / 15: 0.65,
-    8 / 13: 0.60,
-    4 / 5: 0.55,
-    20 / 21: 0.50,
-    6 / 5: 0.45,
-    6 / 4: 0.40,
-    7 / 4: 0.35,
-    9 / 4: 0.30,
-    3.0: 0.25,
-    4.0: 0.20,
-    11 / 2: 0.15,
-    9.0: 0.10,
-    14.0: 0.05,
-    np.inf: 0.0,
-}
+_RULE_4 = (  # deduction, shortest and longest price to one
+    (0.90, 0, 1 / 9),
+    (0.85, 2 / 17, 2 / 11),
+    (0.80, 1 / 5, 1 / 4),
+    (0.75, 2 / 7, 3 / 10),
+    (0.70, 1 / 3, 2 / 5),
+    (0.65, 4 / 9, 8 / 15),
+    (0.60, 4 / 7, 8 / 13),
+    (0.55, 4 / 6, 4 / 5),
+    (0.50, 5 / 6, 20 / 21),
+    (0.45, 1, 6 / 5),
+    (0.40, 5 / 4, 6 / 4),
+    (0.35, 13 / 8, 7 / 4),
+    (0.30, 15 / 8, 9 / 4),
+    (0.25, 5 / 2, 3),
+    (0.20, 10 / 3, 4),
+    (0.15, 9 / 2, 11 / 2),
+    (0.10, 6, 9),
+    (0.05, 10, 14),
+    (0.00, 14, np.inf),
+)
+_CUTS = [(one[2] + following[1]) / 2 for one, following in pairwise(_RULE_4)]
 
 
 def rule_4(
     withdrawn: np.ndarray,  # (m,) decimal odds of the runners withdrawn, at the time
 ) -> float:  # share of the winnings deducted, 0..0.9
     """Tattersalls Committee Rules on Betting, Rule 4(c): the deductions added up, at most 90p in
-    the pound."""
+    the pound; a decimal price counts as the nearest price of the scale."""
     withdrawn = np.asarray(withdrawn, float)
     if not (withdrawn > 1).all():
         raise BadInput("impossible odds", got=withdrawn.tolist(), expected="decimal odds above 1")
-    row = np.searchsorted(np.array(list(_RULE_4)) + 1e-9, withdrawn - 1)
-    return float(min(0.9, np.array(list(_RULE_4.values()))[row].sum().round(10)))
+    step = np.searchsorted(np.array(_CUTS) + 1e-9, withdrawn - 1)
+    return float(min(0.9, np.array(_RULE_4)[step, 0].sum().round(10)))
 
 
 def reduced(
@@ -148,25 +152,61 @@ def reduced(
 
 
 # %% ../../nbs/52_betting.settlement.ipynb #cell015
+_DIME, _CENT = ((np.inf, 0.1),), ((np.inf, 0.01),)
+_BY_PAYOFF = ((5, 0.05), (25, 0.1), (250, 0.25), (np.inf, 0.5))
+US_BREAKS = {  # state: (first day, ((payoff on a dollar below which, step), ...)), the newest first
+    "NY": ((date(2025, 9, 1), _CENT), (date(1994, 8, 1), _BY_PAYOFF)),
+    "KY": ((date(2022, 7, 14), _CENT),),
+}
+
+
+def us_steps(
+    state: str | None = None,  # two letters; the usual dime where it is not told
+    day: date | None = None,  # of the race; the rule now in force where it is not told
+) -> tuple[tuple[float, float], ...]:  # (payoff on a dollar below which, step), rising
+    """The breaks of a state on a day.
+
+    NY: Laws of 1994, chapter 281 (Racing Law 229(1)(a), quoted in the Attorney General's formal
+    opinion 96-F7); to the cent from 1 September 2025 (budget of 2025; DRF, 10 May 2025). KY: House
+    Bill 607 of 2022. Others: the dime (Florida Administrative Code 75-7.002, as in most states;
+    Washington, too, has gone to the cent, on a day that is not known here).
+    """
+    for since, steps in US_BREAKS.get((state or "").upper(), ()):
+        if day is None or day >= since:
+            return steps
+    return _DIME
+
+
+def _us_step(x: np.ndarray, state: str | None, day: date | None) -> np.ndarray:
+    "The step by which each payoff is broken."
+    below, step = np.array(us_steps(state, day)).T
+    return step[np.searchsorted(below, x + 1e-9, side="right")]
+
+
+# %% ../../nbs/52_betting.settlement.ipynb #breakage-itself
 def breakage(
     dividend: np.ndarray,  # (n,) for a stake of one, before rounding
     jurisdiction: str,  # HK, JP or US
     pool: str = "win",  # Hong Kong's steps differ by pool
+    state: str | None = None,  # of the US, two letters
+    day: date | None = None,  # of the race, where the state's rule has changed
 ) -> np.ndarray:  # (n,) dividend declared
     """Rounded down to what is declared.
 
     HK: for HK$10 in steps of 50 cents in win, place and the quinellas (10 cents below $10.50), of
     $1 in the others: all 47,000 dividends of 2016-22 obey; Macau prints the same kind of rule
     (Ordem Executiva 15/2000, 'Q place'). JP: 10 yen for 100, at least the stake (競馬法施行規則;
-    'JRAプラス10' adds 10 yen to 100 where the pool can pay it). US: 10 cents to the dollar, at least
-    $1.05 (Florida Administrative Code 75-7.002; a dime of breakage, minus pools made good).
+    'JRAプラス10' adds 10 yen to 100 where the pool can pay it). US: `us_steps`, at least $1.05 on the
+    dollar (minus pools made good).
     """
     x = np.asarray(dividend, float)
     if jurisdiction == "HK":
         small = np.isin(pool, ("win", "place", "quinella", "quinella_place"))
         step = np.where(x < 1.05, 0.01, 0.05) if small else 0.1
-    elif jurisdiction in ("JP", "US"):
+    elif jurisdiction == "JP":
         step = 0.1
+    elif jurisdiction == "US":
+        step = _us_step(x, state, day)
     else:
         raise BadInput("no rounding known", got=jurisdiction, expected="HK, JP, US")
     down = np.floor(x / step + 1e-9) * step
