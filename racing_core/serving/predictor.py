@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from ..config import Home
 from ..errors import BadInput
-from ..features.matrix import compute, matrix
+from ..features.matrix import Matrix, compute, matrix
 from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
 from ..semantic.facts import asked_of
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
+from .book import no_book
 from racing_core.serving.contract import (
     EXAMPLE,
     Card,
@@ -27,6 +28,7 @@ from racing_core.serving.contract import (
     Ranked,
     RunnerIn,
     card_frame,
+    odds_of,
     ranks,
 )
 from .explain import Explanation, explain
@@ -66,7 +68,7 @@ class Answer:
     card: Card
     runners: pl.DataFrame  # a row per starter, by runner_no, with the pre-race columns
     features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
-    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
+    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price, of a book
     probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
     stage: str  # the answered one, of ANSWERS
 
@@ -82,7 +84,7 @@ class Answer:
         "The same answer by another stage; `BadInput` where that stage has nothing to say."
         there = [s for s in ANSWERS if s in self.probabilities]
         if stage not in (None, *there):
-            do = "with prices answers who was trained with them, where every starter has one"
+            do = "with prices answers who was trained with them, where every starter has one, of a book"
             raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
         return replace(self, stage=stage or answered(self.probabilities))
 
@@ -135,14 +137,23 @@ class Predictor:
     ) -> Answer:
         "All that is known of a card; `BadInput` for a card of another source."
         guard.check_source(card, self.source)
-        runners, odds = card_frame(card, self.source)
+        runners, _ = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
         columns = asked_of(pipeline.columns) if self.speaks else pipeline.columns
         features = compute(runners, self.bundle.history, columns)
         if self.speaks:
             features = with_scores(runners, features, self.opinions, self.bundle.student)
-        p = pipeline.predict(matrix(features, pipeline.columns), odds)
+        X = matrix(features, pipeline.columns)
+        odds = self._odds(card, X)
+        p = pipeline.predict(X, odds)
         return Answer(card, runners, features, odds, p, answered(p)).at(stage)
+
+    def _odds(self, card: Card, X: Matrix) -> np.ndarray | None:
+        "The odds that may be read; the price of coupled entries is split by form."
+        if no_book(card):
+            return None
+        coupled = len(card.prices) < len(card.starters)
+        return odds_of(card, self.bundle.pipeline.predict(X)["fundamental"] if coupled else None)
 
     def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
@@ -183,10 +194,12 @@ class Predictor:
 
     def _warnings(self, answer: Answer) -> list[str]:
         bundle = self.bundle
+        alone = [guard.FORM_ALONE] if answer.stage == "fundamental" else []
         return (
             guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
             + guard.card_warnings(answer.card)
             + guard.stranger_warnings(answer.runners, bundle.history)
+            + alone
         )
 
 
@@ -202,26 +215,47 @@ def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
         origins(answer.features),
         strict=True,
     )
-    ranked = [_line(r, rank, p, m, known_horse=k, scored_by=by) for r, rank, p, m, k, by in facts]
-    if not known.any():  # then the prices know more than we do
-        ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
+    edges = _edges(answer) if known.any() else {}  # else the prices know more than we do
+    prices = answer.card.prices
+    ranked = [
+        _line(
+            r,
+            rank,
+            p,
+            odds=prices[r.entry],
+            market_probability=m,
+            edge=edges.get(r.entry),
+            known_horse=k,
+            scored_by=by,
+        )
+        for r, rank, p, m, k, by in facts
+    ]
     return sorted(ranked, key=lambda r: (r.rank, r.runner_no))
+
+
+def _edges(answer: Answer) -> dict[int, float]:
+    "By betting interest; none of an answer that has not read the prices."
+    if answer.stage == "fundamental":
+        return {}
+    chance: dict[int, float] = {}
+    for r, p in zip(answer.card.starters, answer.p.tolist(), strict=True):
+        chance[r.entry] = chance.get(r.entry, 0.0) + p
+    return {entry: chance[entry] * price - 1 for entry, price in answer.card.prices.items()}
 
 
 def _plain(x: float | None) -> float | None:
     return None if x is None else float(x)
 
 
-def _line(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
+def _line(runner: RunnerIn, rank: int, p: float, **facts: object) -> Ranked:
     return Ranked(
         rank=rank,
         runner_no=runner.runner_no,
+        label=runner.label,
+        interest=runner.interest,
         horse_id=runner.horse,
         horse_name=runner.horse_name,
         win_probability=p,
         fair_odds=1 / p if p else None,
-        odds=runner.odds,
-        market_probability=market,
-        edge=None if market is None else p * runner.odds - 1,
         **facts,
     )
