@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,7 @@ from .book import no_book
 from racing_core.serving.contract import (
     EXAMPLE,
     Card,
+    Identified,
     Prediction,
     Ranked,
     RunnerIn,
@@ -32,6 +34,7 @@ from racing_core.serving.contract import (
     ranks,
 )
 from .explain import Explanation, explain
+from .names import Memory, identify
 from .places import with_places
 
 # %% auto #0
@@ -65,12 +68,14 @@ def sample_card(
 class Answer:
     "What one bundle makes of one card."
 
-    card: Card
+    card: Card  # with ids for names
     runners: pl.DataFrame  # a row per starter, by runner_no, with the pre-race columns
     features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
     odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price, of a book
     probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
     stage: str  # the answered one, of ANSWERS
+    identified: tuple[Identified, ...] = ()  # who was taken for a name on the card
+    doubts: tuple[str, ...] = ()  # names that may be several people's
 
     @property
     def p(self) -> np.ndarray:  # (n,)
@@ -135,8 +140,9 @@ class Predictor:
         card: Card,
         stage: str | None = None,  # of ANSWERS; the best informed by default
     ) -> Answer:
-        "All that is known of a card; `BadInput` for a card of another source."
+        "All that is known of a card; `BadInput` for one of another source, or a name of two horses."
         guard.check_source(card, self.source)
+        card, taken, doubts = self.identify(card)
         runners, _ = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
         columns = asked_of(pipeline.columns) if self.speaks else pipeline.columns
@@ -146,7 +152,17 @@ class Predictor:
         X = matrix(features, pipeline.columns)
         odds = self._odds(card, X)
         p = pipeline.predict(X, odds)
-        return Answer(card, runners, features, odds, p, answered(p)).at(stage)
+        whom = tuple(taken), tuple(doubts)
+        return Answer(card, runners, features, odds, p, answered(p), *whom).at(stage)
+
+    @cached_property
+    def _memory(self) -> Memory | None:
+        "The names that the bundle remembers, where it carries any."
+        return None if self.bundle.names is None else Memory(self.bundle.names)
+
+    def identify(self, card: Card) -> tuple[Card, list[Identified], list[str]]:
+        "The card with ids for names, who was taken for a name, and doubts; see `serving.names`."
+        return identify(card, self._memory) if self._memory else (card, [], [])
 
     def _odds(self, card: Card, X: Matrix) -> np.ndarray | None:
         "The odds that may be read; the price of coupled entries is split by form."
@@ -172,6 +188,7 @@ class Predictor:
             version=manifest["version"],
             stage=answer.stage,
             ranked=_ranked(answer, guard.known(answer.runners, history, "horse", "horse_id")),
+            identified=list(answer.identified),
             warnings=self._warnings(answer),
         )
         return with_places(told, answer.card, self.bundle.stage_powers.get(answer.stage))
@@ -189,7 +206,7 @@ class Predictor:
         """Have the language model asked about a card, if it is one that this bundle listens to;
         waits for nobody."""
         return self.speaks and self.opinions.ask_later(
-            card_frame(card, self.source)[0], self.bundle.history, now
+            card_frame(self.identify(card)[0], self.source)[0], self.bundle.history, now
         )
 
     def _warnings(self, answer: Answer) -> list[str]:
@@ -198,6 +215,7 @@ class Predictor:
         return (
             guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
             + guard.card_warnings(answer.card)
+            + list(answer.doubts)
             + guard.stranger_warnings(answer.runners, bundle.history)
             + alone
         )
