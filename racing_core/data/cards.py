@@ -13,19 +13,18 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Parsed, Quarantine, integer, text, translate
-from .entries import numbered, withdrawn
+from .base import Parsed, Quarantine, translate
+from .entries import numbered, withdrawals
+from .readers import POUND_KG, calendar, integer, text
 from racing_core.data.notations import (
     COLUMNS,
     FIELDS,
     RACE_NAMES,
     REQUIRED,
     RUNNER_NAMES,
-    calendar,
     plain,
 )
 from .racebase import match_columns
-from .rpscrape import POUND_KG
 from ..errors import BadInput
 from ..schema import PRICES, RACES, RESULTS, RUNNERS, Table, conform, violations
 
@@ -149,7 +148,7 @@ def _values(raw: pl.DataFrame, file: str, quarantine: Quarantine) -> pl.DataFram
     "file, row and canonical columns, null where unreadable."
     absent = [pl.lit(None, pl.String).alias(c) for c in COLUMNS if c not in raw.columns]
     rows = raw.with_columns(*absent).select("row", *COLUMNS)
-    rows = numbered(withdrawn(rows), [c for c in _ABOVE if c in raw.columns])
+    rows = numbered(withdrawals(rows), [c for c in _ABOVE if c in raw.columns])
     source = pl.coalesce(text(pl.col("source")), pl.lit("card"))
     day = calendar(pl.col("date")).dt.strftime("%Y%m%d")
     race_no = integer(pl.col("race_no")).cast(pl.String)
