@@ -13,6 +13,7 @@ __all__ = [
     "Printed",
     "PriceKind",
     "Pool",
+    "Moment",
     "Odds",
     "EXAMPLE",
     "NO_MODEL",
@@ -46,6 +47,7 @@ from racing_core.schema import (
     CLASS,
     GOING,
     KIND,
+    MOMENT,
     RACE_TYPE,
     RACES,
     RUNNERS,
@@ -65,6 +67,7 @@ Label = Annotated[str, Field(min_length=1)]
 Printed = Annotated[str, Field(min_length=1, max_length=6)]
 PriceKind = Literal[tuple(KIND.categories)]
 Pool = Literal[tuple(name for name in POOLS if name != "win")]
+Moment = Literal[tuple(MOMENT.categories)]
 Odds = Annotated[float, Field(gt=1, le=100_000)]
 
 
@@ -254,6 +257,9 @@ class Card(_Closed):
     precipitation_mm: _of(WEATHER, "precipitation_mm", float) | None = None
     wind_speed_ms: _of(WEATHER, "wind_speed_ms", float) | None = None
     humidity_pct: _of(WEATHER, "humidity_pct", float) | None = None
+    as_of: Moment | None = Field(
+        None, description="when its prices stood; as the model was trained when absent"
+    )
     runners: list[RunnerIn] = Field(min_length=1, max_length=MAX_RUNNERS)
     exotics: list[Pool] | None = Field(
         None, max_length=7, description="pools whose likeliest combinations the answer shall list"
@@ -441,6 +447,9 @@ class Prediction(BaseModel):
     version: str = Field(description="version of the bundle")
     stage: Literal["fundamental", "blend", "combined"] = Field(
         description="made from form alone, from form and prices mixed, or from prices corrected"
+    )
+    as_of: Moment = Field(
+        "close", description="decision time: the moment whose prices and facts it was made from"
     )
     ranked: list[Ranked]
     places: int | None = Field(
