@@ -446,7 +446,10 @@ class Prediction(BaseModel):
     model: str = Field(description="name of the bundle")
     version: str = Field(description="version of the bundle")
     stage: Literal["fundamental", "blend", "combined"] = Field(
-        description="made from form alone, from form and prices mixed, or from prices corrected"
+        description=(
+            "made from form alone (then no edge over any price follows), from form and prices"
+            " mixed, or from prices corrected"
+        )
     )
     as_of: Moment = Field(
         "close", description="decision time: the moment whose prices and facts it was made from"
