@@ -178,9 +178,9 @@ def test_what_is_no_text_is_named_before_it_is_read(tmp_path):
     zipped = zlib.compress(typed("1,Alpha,9-7,2"), 1)
     for data, word in (
         (gzip, "gzip"),
-        (b"PK\x03\x04" + b"\0" * 30, "xlsx"),
+        (b"PK\x03\x04" + b"\0" * 30, "workbook"),
         (b"PAR1" + b"\0" * 30, "parquet"),
-        (zipped, "byte"),
+        (zipped, "zlib"),
         (typed("1,Éclair,9-7,2").decode().encode("cp1252"), "byte 0xc9"),
         (typed("1,Alpha,9-7,2").decode().encode("utf-16-le"), "NUL"),
         (b" " * (cards.MAX_BYTES + 1), "5000001 bytes"),

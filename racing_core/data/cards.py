@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Parsed, Quarantine, translate
+from .base import Parsed, Quarantine, kind_of, translate
 from .entries import numbered, withdrawals
 from .readers import POUND_KG, calendar, integer, text
 from racing_core.data.notations import (
@@ -30,14 +30,6 @@ from ..schema import PRICES, RACES, RESULTS, RUNNERS, Table, conform, violations
 
 # %% ../../nbs/17_data.cards.ipynb #cards-text
 MAX_BYTES = 5_000_000
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "a spreadsheet (xlsx) or zip",
-    b"\xd0\xcf\x11\xe0": "an old spreadsheet (xls)",
-    b"PAR1": "parquet",
-    b"%PDF": "PDF",
-    b"(\xb5/\xfd": "zstd",
-}
 
 
 def as_text(
@@ -45,16 +37,16 @@ def as_text(
     file: str = "card",  # its name, for complaints
 ) -> str:
     "The text of a card, without a mark in front; `BadInput` for what is none."
-    kind = next((kind for magic, kind in _PACKED.items() if data.startswith(magic)), None)
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    kind = kind_of(data)
+    fault = None if kind.startswith("text") else kind
     try:
-        said = data.decode("utf-16" if wide else "utf-8-sig")
+        said = data.decode("utf-8-sig" if kind == "text" else "utf-16")
     except UnicodeDecodeError as e:
-        said, kind = "", kind or f"byte {data[e.start]:#x} at {e.start}"
+        said, fault = "", fault or f"byte {data[e.start]:#x} at {e.start}"
     if "\0" in said:
-        kind = kind or "a NUL character"
-    if kind or len(data) > MAX_BYTES:
-        got = kind or f"{len(data)} bytes"
+        fault = fault or "a NUL character"
+    if fault or len(data) > MAX_BYTES:
+        got = fault or f"{len(data)} bytes"
         expected = (
             f"at most {MAX_BYTES} bytes of text (CSV or JSON) in UTF-8, or UTF-16 with its mark"
         )
