@@ -54,16 +54,15 @@ def refused(data: bytes, tmp_path, lenient: bool = False) -> str:
 # --- characters with two meanings ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("comma", [";", "\t"])
 def test_between_semicolons_and_tabs_a_comma_is_a_decimal_one(comma, tmp_path):
+    def fields(*runners: str) -> list[tuple]:
+        head, race = (text.replace(",", comma) for text in (HEAD, RACE))
+        rows = [r.replace(";", comma) for r in runners]
+        card = read(typed(*rows, head=head, race=race, comma=comma), tmp_path)
+        return [(r.weight_kg, r.odds) for r in card.runners]
+
     rows = "1;Alpha;57,5;3,5", "2;Beta;56;2,1", "3;Gamma;55,25;1,080", "4;Delta;54;12,0"
-    data = ";".join([RACE.replace(",", ";"), ""])[:-1]
-    card = read(
-        typed(*rows, head=HEAD.replace(",", ";"), race=data, comma=";").replace(
-            b";", comma.encode()
-        ),
-        tmp_path,
-    )
-    assert [r.odds for r in card.runners] == [3.5, 2.1, 1.08, 12.0]
-    assert [r.weight_kg for r in card.runners] == [57.5, 56, 55.25, 54]
+    assert fields(*rows) == [(57.5, 3.5), (56, 2.1), (55.25, 1.08), (54, 12)]
+    assert fields("1;Alpha;57,5;1,080") == [(57.5, 1.08)]  # no column shows it, the separator does
 
 
 def test_in_a_file_of_commas_the_column_shows_which_one_is_meant(tmp_path):
@@ -362,7 +361,18 @@ def test_names_in_either_script_and_marks_of_japan():
         "horse", "バカーラン"
     )
     assert memory.find("trainer", "池江泰寿") == ["01132"]
+    assert memory.find("horse", "Northern Light (IRE)") == ["D105"]
     assert memory.find("jockey", "C.ルメール") == ["05339"]
+
+
+def test_two_countries_are_two_horses():
+    rows = [("horse", key, key, date(2024, 1, 6)) for key in ("Alpha (IRE)", "Alpha (FR)", "Beta")]
+    memory = Memory(pl.DataFrame(rows, schema=["kind", "id", "name", "last"], orient="row"))
+    assert memory.find("horse", "ALPHA (ire)") == ["Alpha (IRE)"]
+    assert memory.find("horse", "Alpha") == ["Alpha (FR)", "Alpha (IRE)"]
+    assert memory.find("horse", "Alpha (USA)") == [] and memory.find("horse", "Beta (GB)") == [
+        "Beta"
+    ]
 
 
 @settings(max_examples=200, deadline=None)
@@ -458,3 +468,27 @@ def test_coupled_entries_have_the_edge_of_their_interest(predictor, card):
     assert {b.pool for b in slip.bets} <= {"win"} and slip.expected_profit == pytest.approx(
         sum(b.stake * b.edge for b in slip.bets)
     )
+
+
+# --- real sources ----------------------------------------------------------------------------------------------------
+def test_a_horse_of_hong_kong_is_found_in_either_script(hong_kong_store):
+    starts = hong_kong_store.starts(since="2023-01-01")
+    aliases = hong_kong_store.read("aliases", since="2023-01-01")
+    memory = Memory(remembered(starts, aliases))
+    named = memory.names.filter(kind="horse").with_columns(bearers=pl.len().over("id"))
+    both = named.filter(pl.col("bearers") == 2)
+    assert len(both) > 500 and both["name"].str.contains("^[A-Z]").sum() == len(both) / 2
+    for horse, name in both.head(200).select("id", "name").iter_rows():
+        assert horse in memory.find("horse", name.title()) and memory.find("horse", horse) == [
+            horse
+        ]
+        assert memory.find("horse", f"{name} ({horse})") == [horse]
+    assert memory.find("jockey", "Z Purton") == memory.find("jockey", "潘頓") == ["潘頓"]
+
+
+def test_a_horse_of_japan_is_found_by_its_name(japan):
+    memory = Memory(remembered(japan))
+    few = japan.unique("horse_id", maintain_order=True).head(200)
+    for who in ("horse", "jockey", "trainer"):
+        for key, name in few.select(f"{who}_id", f"{who}_name").drop_nulls().iter_rows():
+            assert key in memory.find(who, name), (who, name)

@@ -18,13 +18,14 @@ from ..release.names import KINDS
 from .contract import Card, Identified, RunnerIn
 
 # %% auto #0
-__all__ = ["same", "alike", "Memory", "identify"]
+__all__ = ["same", "alike", "country", "Memory", "identify"]
 
 # %% ../../nbs/80c_serving.names.ipynb #who-fold
 _COUNTRY = r"[a-z]{2,3}"
 _CLAIM = r"a?\d{1,2}(lbs?|kg)?"
 _BEHIND = re.compile(rf"\s*\(\s*({_COUNTRY}|{_CLAIM})\s*\)$")
 _BEFORE = re.compile(r"^([▲△☆★◇]|\[.\])\s*")  # a claim or a training centre, in Japan
+_OF_COUNTRY = re.compile(rf"\(\s*({_COUNTRY})\s*\)")
 _IN_BRACKETS = re.compile(r"\(\s*([^()]+?)\s*\)$")
 
 
@@ -43,6 +44,12 @@ def alike(name: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in plain).split()) or bare
 
 
+def country(name: str) -> str:
+    "The country behind a name, empty where there is none."
+    found = _OF_COUNTRY.search(same(name))
+    return found[1] if found else ""
+
+
 # %% ../../nbs/80c_serving.names.ipynb #who-memory
 @dataclass(frozen=True)
 class Memory:
@@ -51,14 +58,18 @@ class Memory:
     names: pl.DataFrame  # kind, id, name, last, see `release.names`
 
     @cached_property
-    def _index(self) -> dict[tuple[str, Callable], dict[str, set[str]]]:
-        "For a kind and a way to compare: the ids of everybody of a name."
-        found: dict = {(kind, fold): {} for kind in KINDS for fold in (str, same, alike)}
-        for kind, given, name in self.names.select("kind", "id", "name").iter_rows():
-            found[kind, str].setdefault(given, {given})
-            for fold in (same, alike):
-                for word in (given, name):
-                    found[kind, fold].setdefault(fold(word), set()).add(given)
+    def _ids(self) -> dict[str, set[str]]:
+        return {kind: set(self.names.filter(kind=kind)["id"]) for kind in KINDS}
+
+    @cached_property
+    def _bearers(self) -> dict[tuple[str, Callable, str], dict[str, set[str]]]:
+        "For a kind, a way to compare and a name: who bears it, with which countries behind it."
+        found: dict = {}
+        for kind, who, name in self.names.select("kind", "id", "name").iter_rows():
+            for word in {who, name}:
+                for fold in (same, alike):
+                    bearers = found.setdefault((kind, fold, fold(word)), {})
+                    bearers.setdefault(who, set()).add(country(word))
         return found
 
     def find(
@@ -68,12 +79,15 @@ class Memory:
     ) -> list[str]:  # ids of those who may be meant; none: a stranger
         "The bearers of a name, by the strictest comparison that finds any."
         inside = _IN_BRACKETS.search(given)
-        exact = self._index[kind, str]
         for word in (given, *([inside[1]] if inside else [])):
-            if word in exact:
+            if word in self._ids[kind]:
                 return [word]
-        found = (self._index[kind, fold].get(fold(given)) for fold in (same, alike))
-        return sorted(next(filter(None, found), ()))
+        of = country(given)
+        for fold in (same, alike):
+            bearers = self._bearers.get((kind, fold, fold(given)), {})
+            if found := [who for who, own in bearers.items() if not of or own & {of, ""}]:
+                return sorted(found)
+        return []
 
     def told(self, kind: str, ids: list[str]) -> str:
         "Candidates with the day on which each was last seen."
