@@ -22,6 +22,7 @@ from racing_core.data.base import (
     drop_duplicates,
     files_of,
     insist,
+    places,
     read_file,
     read_rows,
     translate,
@@ -62,13 +63,6 @@ def match_columns(
 
 
 # %% ../../nbs/13_data.racebase.ipynb #cell008
-_CODES = {
-    **dict.fromkeys(("PU", "P", "UR", "U", "F", "BD", "RO", "SU", "REF", "DNF"), "did_not_finish"),
-    **dict.fromkeys(("DSQ", "DISQ"), "disqualified"),
-    **dict.fromkeys(("NR", "WD", "SCR", "WITHDRAWN"), "non_runner"),
-}
-
-
 def _scale(values: pl.Enum, also: dict[str, str]) -> Callable[[pl.Expr], pl.Expr]:
     "A parser of words on a canonical scale: any case, blanks or hyphens between the parts."
     others = {k.lower().replace("-", "_").replace(" ", "_"): v for k, v in also.items()}
@@ -84,15 +78,6 @@ def _scale(values: pl.Enum, also: dict[str, str]) -> Callable[[pl.Expr], pl.Expr
 # %% ../../nbs/13_data.racebase.ipynb #cell010
 def _dates(formats: list[str]) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: pl.coalesce(text(e).str.to_date(f, strict=False) for f in formats)
-
-
-def _status(e: pl.Expr) -> pl.Expr:
-    e = text(e).str.to_uppercase()
-    return (
-        pl.when(e.str.contains(r"^\d+(\.0)?$"))
-        .then(pl.lit("finished"))
-        .otherwise(e.replace_strict(_CODES, default=None, return_dtype=pl.String))
-    )
 
 
 _IDS = {f"{who}_id": f"{who}_name" for who in ("horse", "jockey", "trainer")}
@@ -129,10 +114,7 @@ def _fields(columns: dict[str, str], given: dict) -> list[Field]:
     }
     found = [name for name in soft if name in columns]
     fields += [Field(name, columns[name], *soft[name], whole=False) for name in found]
-    place, codes = columns["place"], "a position or one of " + " ".join(_CODES)
-    fields.append(Field("status", place, _status, codes))
-    fields.append(Field("position", place, integer, codes, tuple(_CODES)))
-    return fields
+    return [*fields, *places(columns["place"])]
 
 
 # %% ../../nbs/13_data.racebase.ipynb #cell012

@@ -20,6 +20,7 @@ from racing_core.data.base import (
     drop_duplicates,
     files_of,
     insist,
+    places,
     read_file,
     read_rows,
     translate,
@@ -163,9 +164,6 @@ _CLASS = (
 )
 _TYPE = {"flat": "flat", "nh flat": "flat", "hurdle": "hurdle", "chase": "chase"}
 _SEX = {"C": "colt", "F": "filly", "G": "gelding", "H": "horse", "M": "mare"}
-_CODES = dict.fromkeys(
-    ("PU", "F", "UR", "BD", "RO", "SU", "REF", "RR", "LFT", "CO", "HR"), "did_not_finish"
-) | {"DSQ": "disqualified", "NR": "non_runner"}
 _REGION = {
     **{
         c: c.upper()
@@ -180,15 +178,6 @@ _REGION = {
 
 def _low(scale: dict[str, str]) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: word(scale)(e.str.to_lowercase())
-
-
-def _status(e: pl.Expr) -> pl.Expr:
-    e = text(e).str.to_uppercase()
-    return (
-        pl.when(e.str.contains(r"^\d+$"))
-        .then(pl.lit("finished"))
-        .otherwise(e.replace_strict(_CODES, default=None, return_dtype=pl.String))
-    )
 
 
 def _band(i: int) -> Callable[[pl.Expr], pl.Expr]:
@@ -293,8 +282,7 @@ _FIELDS = [
     Field("age", "age", integer, "years", whole=False),
     Field("sex", "sex", word(_SEX), "one of " + " ".join(_SEX), whole=False),
     Field("gear", "hg", text, "text"),
-    Field("status", "pos", _status, "a position or one of " + " ".join(_CODES)),
-    Field("position", "pos", integer, "a position", (*_CODES, *(c.lower() for c in _CODES))),
+    *places("pos"),
     Field(
         "margin_lengths",
         "ovr_btn",
