@@ -186,6 +186,28 @@ def test_thirty_days_of_cards_get_one_answer(place, book, champion, later, tmp_p
     assert not [w for a in answers.values() for w in a["warnings"] if "not a forecast" in w]
 
 
+def test_names_get_the_answer_of_their_ids_everywhere(
+    place, book, champion, later, tmp_path, capsys
+):
+    for race_id in later[:: len(later) // 6]:
+        card = sample_card(book.starts, race_id)
+        seen = {r.horse_id: r.known_horse for r in book.predictor.predict(card).ranked}
+        runners = [
+            r.model_copy(update=dict(horse_id=None, horse_name=f"{r.horse_name.upper()} (IRE)"))
+            if seen[r.horse_id]
+            else r
+            for r in card.runners
+        ]
+        typed = card.model_copy(update=dict(runners=runners))
+        reply = champion.post(PREDICT, json=json.loads(typed.model_dump_json(exclude_none=True)))
+        assert reply.status_code == 200, reply.text
+        answer = reply.json()
+        assert by_command(place, "champion", typed, tmp_path, capsys) == answer
+        assert by_page(book, race_id) == ranking(answer)
+        taken = {i["id"] for i in answer["identified"]}
+        assert taken == {horse for horse, known in seen.items() if known} and taken
+
+
 def test_form_alone_is_what_a_card_without_prices_gets(book, champion, later):
     for race_id in later[:: len(later) // 10]:
         card = sample_card(book.starts, race_id)

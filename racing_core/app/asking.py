@@ -19,8 +19,10 @@ from ..errors import BadInput
 from ..semantic.scorer import Settings
 from .mainjob import known_source
 from ..semantic.opinions import Opinions
+from ..release.names import remembered
 from ..release.registry import locate
 from ..serving.contract import card_frame
+from ..serving.names import Memory, identify
 
 # %% auto #0
 __all__ = ["Wanted", "ask", "ask_ahead", "asked"]
@@ -47,11 +49,13 @@ class Wanted:
                 do="see `racing score --help`",
             )
         source = known_source(home, self.source or manifest_of(locate(home, "champion"))["source"])
-        starts = Store(home, source).starts()
+        store = Store(home, source)
+        starts = store.starts()
         if self.card:
-            return starts, pl.concat(
-                [card_frame(card, source)[0] for card in read_cards(self.card)[0]]
-            ).sort("date", maintain_order=True)
+            memory = Memory(remembered(starts, store.read("aliases")))
+            cards = [identify(card, memory)[0] for card in read_cards(self.card)[0]]
+            frames = [card_frame(card, source)[0] for card in cards]
+            return starts, pl.concat(frames).sort("date", maintain_order=True)
         chosen = starts.filter(
             pl.col("date").is_between(self.since, self.until or date.max, closed="left")
         )

@@ -34,7 +34,8 @@ commands = typer.Typer()
 # %% ../../nbs/97b_app.betting.ipynb #text
 def _line(b: Any) -> str:
     cuts = ", ".join(f"{name} -{money:,.2f}" for name, money in b.cuts.items())
-    named = "-".join(map(str, b.runners)) + (f" {b.horse}" if b.horse else "")
+    named = b.numbers or "-".join(map(str, b.runners))
+    named += f" {b.horse}" if b.horse else ""
     return (
         f"{b.pool:<15}{named[:24]:<25}{b.p:>7.1%}{b.odds:>8.2f}{b.edge:>+8.1%}{b.wanted:>10,.2f}"
         f"{b.stake:>10,.2f}  {cuts}".rstrip()

@@ -184,6 +184,7 @@ _FORMS = (".1%", ".1f", ".1f", "+.1%")  # of place, fair odds, odds and edge
 
 def table(prediction: Prediction) -> str:
     "The ranking as text."
+    printed = {r.runner_no: r.label or str(r.runner_no) for r in prediction.ranked}
     rows = [
         f"{'rank':>4} {'no':>3}  {'horse':<20} {'win':>6} {'place':>6} {'fair':>7} {'odds':>7} {'edge':>7}"
     ]
@@ -191,15 +192,17 @@ def table(prediction: Prediction) -> str:
         shown = zip((r.place_probability, r.fair_odds, r.odds, r.edge), _FORMS, strict=True)
         place, fair, odds, edge = ("–" if v is None else f"{v:{form}}" for v, form in shown)
         rows.append(
-            f"{r.rank:>4} {r.runner_no:>3}  {(r.horse_name or r.horse_id)[:20]:<20}"
+            f"{r.rank:>4} {printed[r.runner_no]:>3}  {(r.horse_name or r.horse_id)[:20]:<20}"
             f" {r.win_probability:>6.1%} {place:>6} {fair:>7} {odds:>7} {edge:>7}"
         )
     rows += [
-        f"{c.pool:<15} {'-'.join(map(str, c.runners)):<12} {c.probability:>6.1%}"
+        f"{c.pool:<15} {'-'.join(printed[n] for n in c.runners):<12} {c.probability:>6.1%}"
         f"  fair dividend {c.fair_dividend:.1f}"
         for c in prediction.exotics
     ]
-    notes = [f"  note: {w}" for w in prediction.warnings]
+    taken = [f"{printed[i.runner_no]} {i.kind} {i.given} is {i.id}" for i in prediction.identified]
+    notes = [f"  by name: {'; '.join(taken)}"] if taken else []
+    notes += [f"  note: {w}" for w in prediction.warnings]
     return "\n".join(
         [
             f"{prediction.race_id} by {prediction.model} {prediction.version}"

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "files_of",
+    "kind_of",
     "read_file",
     "read_rows",
     "drop_duplicates",
@@ -84,12 +85,19 @@ _PACKED = {
 _MADE_OF = {".parquet": "parquet", ".csv": "text", ".csv.gz": "gzip"}
 
 
+def kind_of(
+    head: bytes,  # the first bytes of a file, or more
+) -> str:
+    "What a file is: `text` unless its first bytes are the mark of something else."
+    return next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), "text")
+
+
 def _insist_on_kind(file: Path) -> str:
     "Which of `_SUFFIXES` the file is, by its name and its first bytes alike."
     with file.open("rb") as f:
         head = f.read(8)
     suffix = next((s for s in _SUFFIXES[::-1] if file.name.endswith(s)), ".csv")
-    kind = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), "text")
+    kind = kind_of(head)
     if head and kind != _MADE_OF[suffix]:
         raise BadInput(
             "a file is not what its name says",

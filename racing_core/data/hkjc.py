@@ -55,6 +55,7 @@ KINDS = {
     "commentary": "date venue race_no horse_no gear commentary",
     "dividends": "date venue race_no pool combination dividend_hkd",
     "form_records": "horse_no date distance_m race_class rating",
+    "name_map": "role name_zh name_en",
 }
 COURSE = {"沙田": "ST", "跑馬地": "HV"}
 COURSE_NAME = {"ST": "Sha Tin", "HV": "Happy Valley"}
@@ -371,6 +372,25 @@ def _shortest(rows: pl.DataFrame, paid: pl.DataFrame | None) -> pl.DataFrame:
     return rows.with_columns(odds=price).drop("paid")
 
 
+# %% ../../nbs/11_data.hkjc.ipynb #aliases
+def _also_named(declared: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    "file, row, race_id, runner_no and the English names of horse, jockey and trainer."
+    named = names.select("role", *(text(pl.col(c)) for c in ("name_zh", "name_en"))).unique()
+    named = named.drop_nulls().filter(~pl.struct("role", "name_zh").is_duplicated())
+    english = {
+        role: dict(part.select("name_zh", "name_en").iter_rows())
+        for (role,), part in named.group_by("role")
+    }
+    second = [
+        pl.col(f"{who}_name")
+        .replace_strict(english.get(who, {}), default=None, return_dtype=pl.String)
+        .alias(f"{who}_alias")
+        for who in ("horse", "jockey", "trainer")
+    ]
+    rows = declared.filter(pl.col("runner_no").is_not_null())
+    return rows.select("file", "row", "race_id", "runner_no", *second)
+
+
 # %% ../../nbs/11_data.hkjc.ipynb #cell019
 def _read(
     path: Path, kind: str, notes: list[str], required: bool = False
@@ -406,6 +426,8 @@ def parse(
     side = {"sections": _sections(rows, declared, beside["sectional_times"], quarantine)}
     if beside["dividends"] is not None:
         side["dividends"] = _dividends(beside["dividends"], why)
+    if beside["name_map"] is not None:
+        side["aliases"] = _also_named(declared, beside["name_map"])
     full = _shortest(full, side.get("dividends"))
     progress("checks")
     return assemble(full.drop("pounds", "handicap"), quarantine, read, duplicates, side, why)

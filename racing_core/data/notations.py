@@ -22,7 +22,7 @@ from racing_core.data.readers import (
     word,
 )
 from .rpscrape import GOING_WORDS
-from ..schema import CLASS, GOING, PRICES, RACE_TYPE, SURFACE
+from ..schema import CLASS, GOING, KIND, PRICES, RACE_TYPE, SURFACE
 
 # %% ../../nbs/16a_data.notations.ipynb #cell017
 REQUIRED = ("jurisdiction", "date", "course", "race_no", "runner_no", "horse_id")
@@ -45,6 +45,7 @@ RACE_NAMES = {
     "rating_high": ["rating_high"],
     "prize": ["prize"],
     "currency": ["currency"],
+    "price_kind": ["price_kind", "market"],
 }
 RUNNER_NAMES = {
     "runner_no": ["runner_no", "no", "number", "num"],
@@ -55,14 +56,18 @@ RUNNER_NAMES = {
     "draw": ["draw", "stall", "barrier", "post"],
     "weight": ["weight", "wgt"],
     "weight_kg": ["weight_kg"],
-    "weight_lb": ["weight_lb", "lbs"],
+    "weight_lb": ["weight_lb", "weight_lbs", "lbs", "pounds"],
     "body_weight_kg": ["body_weight_kg"],
     "rating": ["rating", "or"],
     "age": ["age"],
     "sex": ["sex"],
     "gear": ["gear", "headgear"],
     "odds": ["odds", "price", "sp"],
-    "non_runner": ["non_runner", "scratched"],
+    "non_runner": ["non_runner", "scratched", "nr"],
+    "label": ["label"],
+    "interest": ["interest", "coupled_with"],
+    "reserve": ["reserve"],
+    "promoted": ["promoted"],
 }
 
 
@@ -95,8 +100,9 @@ def _letters(pattern: str) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: text(e).str.to_uppercase().str.extract(f"^({pattern})$")
 
 
-_TEXTS = "race_id source course name rail horse_id horse_name jockey trainer gear".split()
-_WHOLES = "race_no rating_low rating_high runner_no draw age distance_m".split()
+_TEXTS = "race_id source course name rail horse_id horse_name jockey trainer gear label".split()
+_WHOLES = "race_no rating_low rating_high runner_no draw age distance_m interest".split()
+_FLAGS = "non_runner reserve promoted".split()
 _NUMBERS = "prize rating body_weight_kg weight_kg weight_lb".split()
 _HOW = {
     **dict.fromkeys(_TEXTS, (plain, "at most 100 characters")),
@@ -113,7 +119,8 @@ _HOW = {
     "weight": (weight_kg, "a weight like 9-7, 133lb or 60.5kg"),
     "sex": (_scale(list(_SEXES.values()), _SEXES), "one of " + ", ".join(_SEXES.values())),
     "odds": (odds, f"odds above 1 like 3.5, 5/2, evens, +250 or -120, at most {_MAX:.0f}"),
-    "non_runner": (_scale(["yes", "no"], _YES), "yes or no"),
+    "price_kind": (_scale(KIND.categories, {}), "one of " + ", ".join(KIND.categories)),
+    **dict.fromkeys(_FLAGS, (_scale(["yes", "no"], _YES), "yes or no")),
 }
 COLUMNS = (*RACE_NAMES, *RUNNER_NAMES)
 FIELDS = [Field(name, name, *_HOW[name]) for name in COLUMNS if name != "race_id"]

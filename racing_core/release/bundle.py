@@ -16,11 +16,14 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from uuid import uuid4
 
+import polars as pl
+
 from .. import identity
 from ..betting import exotics
 from ..calibration import RaceSoftmax
 from ..errors import BadInput, Tampered
-from ..features.matrix import History, identities, names
+from ..features.matrix import History, identities
+from ..features.matrix import names as features
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 from ..records import to_json
 from ..semantic.student import Student
@@ -30,6 +33,7 @@ from ..starts import days_unknown
 __all__ = [
     "SCHEMA_VERSION",
     "POWERS",
+    "NAMES",
     "Origin",
     "code_of",
     "changed",
@@ -105,6 +109,7 @@ def changed(
 # %% ../../nbs/70_release.bundle.ipynb #8edb47106e1a46a883d545849b8ab81b
 SCHEMA_VERSION = 2
 POWERS = "stage_powers.json"
+NAMES = "names.parquet"
 
 
 def _digest(file: Path) -> str:
@@ -124,6 +129,7 @@ def write(
     origin: Origin,
     student: Student | None = None,  # answers for a language model where there is no network
     stage_powers: dict[str, list[float]] | None = None,  # stage -> a power for each of four places
+    names: pl.DataFrame | None = None,  # who is meant by a name, see `release.names`
 ) -> dict:  # the manifest
     "Write a bundle."
     folder = Path(folder)
@@ -137,6 +143,8 @@ def write(
             student.save(draft / "student.json")
         if stage_powers:
             (draft / POWERS).write_text(json.dumps(stage_powers), encoding="utf-8")
+        if names is not None:
+            names.write_parquet(draft / NAMES)
         manifest = _manifest(draft, pipeline, origin)
         text = json.dumps(manifest, indent=1, default=str)
         (draft / "manifest.json").write_text(text, encoding="utf-8")
@@ -213,6 +221,7 @@ class Bundle:
     manifest: dict
     student: Student | None = None  # where one was carried
     stage_powers: dict[str, list[float]] = field(default_factory=dict)  # stage -> four powers
+    names: pl.DataFrame | None = None  # kind, id, name, last, where they were carried
 
 
 def read(
@@ -223,7 +232,7 @@ def read(
     if (found := manifest.get("schema_version")) != SCHEMA_VERSION:
         what, do = "bundle of another format", "train a new one with `racing train`"
         raise BadInput(what, got=found, expected=SCHEMA_VERSION, where=str(folder), do=do)
-    if gone := sorted(set(manifest["features"]) - set(names())):
+    if gone := sorted(set(manifest["features"]) - set(features())):
         raise _stale(manifest, [f"{name} (no longer made)" for name in gone], folder)
     pipeline = load_pipeline(folder / "pipeline")
     if other := changed(manifest["code"], code_of(pipeline)):
@@ -232,7 +241,9 @@ def read(
     carried = "student.json" in manifest["files"]
     student = Student.load(folder / "student.json") if carried else None
     powers = json.loads((folder / POWERS).read_bytes()) if POWERS in manifest["files"] else {}
-    return Bundle(pipeline, History.load(folder / "history"), manifest, student, powers)
+    named = NAMES in manifest["files"]
+    people = pl.read_parquet(folder / NAMES, glob=False) if named else None
+    return Bundle(pipeline, History.load(folder / "history"), manifest, student, powers, people)
 
 
 def _stale(manifest: dict, names: list[str], folder: Path) -> BadInput:

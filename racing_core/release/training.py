@@ -26,6 +26,7 @@ from ..pipeline import Pipeline, answered
 from ..pipeline import recipe as recipe_of
 from ..records import to_json
 from .bundle import Origin, write
+from .names import remembered
 from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
 from ..starts import SAID
@@ -142,7 +143,9 @@ def train(
             scores=told.scores,
             as_of=as_of,
         )
-        manifest = write(Path(out), pipeline, told.history, origin, told.student, told.powers)
+        names = remembered(starts, store.read("aliases"))
+        parts = (told.history, origin, told.student, told.powers, names)
+        manifest = write(Path(out), pipeline, *parts)
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest

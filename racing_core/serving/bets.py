@@ -121,6 +121,9 @@ class Orders:
 
     def won_by(self, pool: str, runners: Sequence[int]) -> list[tuple]:
         "Index of the orders that win a bet; no order is in two of them."
+        if pool == "win":  # whichever runner of a betting interest comes in first
+            rest = [slice(None)] * (self.chance.ndim - 1)
+            return [(self.index[runner], *rest) for runner in runners]
         found = []
         for slots in _slots(pool, self.places, self.chance.ndim):
             at: list = [slice(None)] * self.chance.ndim
@@ -145,21 +148,34 @@ class Line(NamedTuple):
     odds: float  # decimal
 
 
+def _interests(answer: Prediction) -> list[tuple[tuple[int, ...], float, float]]:
+    "Runners, chance and odds of each betting interest with an edge; coupled entries are one."
+    shared: dict[int, list] = {}
+    for r in sorted(answer.ranked, key=lambda r: r.runner_no):
+        if r.edge is not None:
+            shared.setdefault(r.interest or r.runner_no, []).append(r)
+    return [
+        (tuple(r.runner_no for r in own), sum(r.win_probability for r in own), own[0].odds)
+        for own in shared.values()
+    ]
+
+
 def lines(
     race: int,  # which of the cards
     card: Card,
     answer: Prediction,  # to that card
 ) -> list[Line]:  # none where the answer gives no edge
     "All that a card offers a price for."
-    edges = {r.runner_no: r for r in answer.ranked if r.edge is not None}
-    if not edges:
+    found = [Line(race, "win", *interest) for interest in _interests(answer)]
+    if not found:
         return []
-    found = [Line(race, "win", (n,), r.win_probability, r.odds) for n, r in sorted(edges.items())]
+    alone = {x.runners[0]: x for x in found if len(x.runners) == 1}
+    place = {r.runner_no: r.place_probability for r in answer.ranked}
     for r in card.starters:
-        if r.place_odds is not None and answer.places and r.runner_no in edges:
-            chance = edges[r.runner_no].place_probability
+        if r.place_odds is not None and answer.places and r.runner_no in alone:
+            chance = place[r.runner_no]
             found.append(Line(race, "place", (r.runner_no,), chance, r.place_odds))
-    offers = [o for o in card.offers or [] if set(o.runners) <= set(edges)]
+    offers = [o for o in card.offers or [] if set(o.runners) <= set(alone)]
     orders = Orders.of(answer, [o.pool for o in offers])
     found += [
         Line(race, o.pool, tuple(o.runners), orders.probability(o.pool, o.runners), o.odds)
@@ -225,6 +241,7 @@ class Bet:
     wanted: float
     cuts: dict[str, float]  # control -> what it took away
     stake: float
+    numbers: str = ""  # as printed on the card; coupled entries are joined by +
 
 
 @dataclass(frozen=True)
@@ -279,23 +296,28 @@ def _paid(bets: Sequence[Bet], answer: Prediction, terms: Terms) -> list[float]:
     "Decimal odds that the bets are settled at."
     if terms.pool_size is None:
         return [b.odds for b in bets]
-    own = {b.runners[0]: b.stake for b in bets if b.pool == "win"}
-    field = [r for r in answer.ranked if r.edge is not None]
-    x, race = np.array([own.get(r.runner_no, 0.0) for r in field]), np.zeros(len(field), int)
-    odds, pool = [r.odds for r in field], np.full(len(field), terms.pool_size)
-    before = Bets([r.win_probability for r in field], odds, race, pool=pool)
+    own = {b.runners: b.stake for b in bets if b.pool == "win"}
+    field, p, odds = zip(*_interests(answer), strict=True)
+    x, race = np.array([own.get(runners, 0.0) for runners in field]), np.zeros(len(field), int)
+    before = Bets(list(p), list(odds), race, pool=np.full(len(field), terms.pool_size))
     left = staking.price_after(x, before, terms.takeout)
     left = left / staking.price_after(0 * x, before, terms.takeout) * before.odds
-    price = {r.runner_no: float(q) for r, q in zip(field, left, strict=True)}
-    return [price[b.runners[0]] if b.pool == "win" else b.odds for b in bets]
+    price = {runners: float(q) for runners, q in zip(field, left, strict=True)}
+    return [price[b.runners] if b.pool == "win" else b.odds for b in bets]
 
 
 # %% ../../nbs/81c_serving.bets.ipynb #why
+def _printed(answer: Prediction, x: Line) -> str:
+    "The numbers of a line as they stand on the card."
+    label = {r.runner_no: r.label or str(r.runner_no) for r in answer.ranked}
+    return ("+" if x.pool == "win" else "-").join(label[n] for n in x.runners)
+
+
 def _why(
     card: Card, answer: Prediction, offered: list[Line], staked: bool, terms: Terms
 ) -> list[str]:
     "What stands between the reader and a bet."
-    said, priced = [], sum(r.odds is not None for r in card.starters)
+    said, priced = [], sum(card.prices[r.entry] is not None for r in card.starters)
     if not offered:
         why = "the answer gives no edge"
         if priced < len(card.starters):
@@ -306,7 +328,7 @@ def _why(
         said.append(f"no stakes: {why}")
     elif not staked:
         best = max(offered, key=lambda x: x.p * x.odds)
-        which = f"{best.pool} {'-'.join(map(str, best.runners))}"
+        which = f"{best.pool} {_printed(answer, best)}"
         said.append(
             f"no bet: the best edge is {best.p * best.odds - 1:+.1%} ({which}), asked for are"
             f" {terms.minimum_edge:+.1%}"
@@ -314,6 +336,10 @@ def _why(
     starters = {r.runner_no for r in card.starters}
     if void := sum(not set(o.runners) <= starters for o in card.offers or []):
         said.append(f"{void} offers name a non-runner and are void")
+    coupled = {n for runners, _, _ in _interests(answer) if len(runners) > 1 for n in runners}
+    places = sum(r.place_odds is not None for r in card.starters if r.runner_no in coupled)
+    if aside := places + sum(not coupled.isdisjoint(o.runners) for o in card.offers or []):
+        said.append(f"{aside} place and exotic prices of coupled entries are left aside")
     if terms.strategy in OF_THE_POOL and {x.pool for x in offered} - {"win"}:
         said.append(f"{terms.strategy} stakes in the win pool only: no other pool's size is known")
     return said
@@ -335,12 +361,12 @@ def slips(
     for i, x in enumerate(offered):
         wanted, stake = (terms.bankroll * float(y[i]) for y in (made.wanted, made.stake))
         cuts = {k: terms.bankroll * float(y[i]) for k, y in made.cuts.items() if y[i] > 1e-12}
-        horse = names[x.race][x.runners[0]] if len(x.runners) == 1 else None
+        single = x.pool in ("win", "place")
+        horse = " / ".join(names[x.race][n] for n in x.runners) if single else None
         if wanted > 0:
-            edge = x.p * x.odds - 1
-            bets[x.race].append(
-                Bet(x.pool, x.runners, horse, x.p, x.odds, edge, wanted, cuts, stake)
-            )
+            facts = (x.p, x.odds, x.p * x.odds - 1, wanted, cuts, stake)
+            printed = _printed(answers[x.race], x)
+            bets[x.race].append(Bet(x.pool, x.runners, horse, *facts, printed))
     return [_slip(*parts, terms) for parts in zip(cards, answers, by_race, bets, strict=True)]
 
 

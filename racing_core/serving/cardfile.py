@@ -12,16 +12,23 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ..data.cards import RACE_NAMES, RUNNER_NAMES, as_requests, parse_card
+from racing_core.data.cards import (
+    MAX_BYTES,
+    RACE_NAMES,
+    RUNNER_NAMES,
+    as_requests,
+    as_text,
+    parse_card,
+)
 from ..errors import BadInput
 from .contract import Card, RunnerIn
 
 
 # %% ../../nbs/80a_serving.cardfile.ipynb #cell005
-def _valid(data: bytes, where: str) -> Card:
+def _valid(said: str, where: str) -> Card:
     "A card in the service's form; the first fault is named with its field."
     try:
-        return Card.model_validate_json(data)
+        return Card.model_validate_json(said)
     except ValidationError as e:
         first, more = e.errors(include_url=False)[0], e.error_count() - 1
         field = ".".join(map(str, first["loc"])) or "card"
@@ -41,15 +48,15 @@ def _typed(data: bytes, where: str, lenient: bool) -> tuple[list[Card], list[str
         f"row {f['row']}, column {f['column']}: got {f['got']!r}, expected {f['expected']}"
         for f in parsed.quarantine.rows(named=True)
     ]
-    return [_valid(json.dumps(card).encode(), where) for card in as_requests(parsed)], notes
+    return [_valid(json.dumps(card), where) for card in as_requests(parsed)], notes
 
 
-def _by_hand(data: bytes) -> bool:
+def _by_hand(said: str) -> bool:
     "Does this JSON use names that only people use?"
     keys = set()
     try:
         json.loads(
-            data,
+            said,
             object_pairs_hook=lambda pairs: keys.update(
                 k.strip().lower().replace(" ", "_") for k, _ in pairs
             ),
@@ -71,13 +78,15 @@ def read_cards(
         raise BadInput(
             "no such card", got=path, expected="a JSON or CSV file, or - for standard input"
         )
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    if data.lstrip()[:1] != b"{":
+    with sys.stdin.buffer if path == "-" else Path(path).open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    said = as_text(data, path)
+    if said.lstrip()[:1] != "{":
         return _typed(data, path, lenient)
     try:
-        return [_valid(data, path)], []
+        return [_valid(said, path)], []
     except BadInput as service:
         try:
             return _typed(data, path, lenient)
         except BadInput as typed:
-            raise (typed if _by_hand(data) else service) from None
+            raise (typed if _by_hand(said) else service) from None

@@ -10,6 +10,8 @@ __all__ = [
     "ClassLevel",
     "RaceType",
     "Label",
+    "Printed",
+    "PriceKind",
     "Pool",
     "Moment",
     "Odds",
@@ -18,8 +20,10 @@ __all__ = [
     "RunnerIn",
     "Offer",
     "Card",
+    "odds_of",
     "card_frame",
     "Ranked",
+    "Identified",
     "Combination",
     "Prediction",
     "Health",
@@ -30,17 +34,19 @@ __all__ = [
 
 # %% ../../nbs/80_serving.contract.ipynb #cell002
 import datetime as dt
+import unicodedata
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..betting.exotics import POOLS
 from ..features.outcomes import PRE_RACE, SKY
 from racing_core.schema import (
     CLASS,
     GOING,
+    KIND,
     MOMENT,
     RACE_TYPE,
     RACES,
@@ -58,6 +64,8 @@ Going = Literal[tuple(GOING.categories)]
 ClassLevel = Literal[tuple(CLASS.categories)]
 RaceType = Literal[tuple(RACE_TYPE.categories)]
 Label = Annotated[str, Field(min_length=1)]
+Printed = Annotated[str, Field(min_length=1, max_length=6)]
+PriceKind = Literal[tuple(KIND.categories)]
 Pool = Literal[tuple(name for name in POOLS if name != "win")]
 Moment = Literal[tuple(MOMENT.categories)]
 Odds = Annotated[float, Field(gt=1, le=100_000)]
@@ -70,12 +78,26 @@ def _of(table: Table, column: str, kind: Any) -> Any:
     return Annotated[kind, Field(description=spec.doc, **limits)]
 
 
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # they steer a terminal, or turn what stands beside them
+
+
 class _Closed(BaseModel):
-    "Nothing unknown, nothing endless, nothing that is not a number."
+    "Nothing unknown, nothing endless, nothing that is not a number, nothing that cannot be seen."
 
     model_config = ConfigDict(
         extra="forbid", str_strip_whitespace=True, str_max_length=100, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are no value of this field")
+        if isinstance(value, str) and any(
+            unicodedata.category(c) in _UNSEEN for c in value.strip()
+        ):
+            raise ValueError("a control character in it")
+        return value
 
 
 # %% ../../nbs/80_serving.contract.ipynb #cell007
@@ -99,6 +121,13 @@ class RunnerIn(_Closed):
         None, description="decimal place odds on offer, stake included; read by `racing bets`"
     )
     non_runner: bool = Field(False, description="withdrawn: left out of the race and of the prices")
+    reserve: bool = Field(False, description="runs only if promoted: left out until then")
+    label: Printed | None = Field(
+        None, description="the number as printed, where it is no plain one: 1A, R1"
+    )
+    interest: _of(RUNNERS, "runner_no", int) | None = Field(
+        None, description="of coupled entries: the betting interest that they share, with one price"
+    )
 
     @model_validator(mode="after")
     def _horse(self):
@@ -110,6 +139,21 @@ class RunnerIn(_Closed):
     def horse(self) -> str:
         "The id that the horse is looked up by."
         return self.horse_id or self.horse_name
+
+    @property
+    def runs(self) -> bool:
+        "Neither withdrawn nor a reserve."
+        return not (self.non_runner or self.reserve)
+
+    @property
+    def entry(self) -> int:
+        "The betting interest: its own number, or the one that it shares."
+        return self.interest or self.runner_no
+
+    @property
+    def printed(self) -> str:
+        "The number as people know it."
+        return self.label or str(self.runner_no)
 
 
 # %% ../../nbs/80_serving.contract.ipynb #offer
@@ -153,7 +197,7 @@ EXAMPLE = {
             "weight_kg": 60.0,
             "rating": 58,
             "age": 5,
-            "odds": 3.1,
+            "odds": 2.4,
         },
         {
             "runner_no": 2,
@@ -164,7 +208,7 @@ EXAMPLE = {
             "weight_kg": 57.5,
             "rating": 53,
             "age": 4,
-            "odds": 2.6,
+            "odds": 2.1,
         },
         {
             "runner_no": 3,
@@ -172,7 +216,7 @@ EXAMPLE = {
             "draw": 2,
             "weight_kg": 55.0,
             "age": 3,
-            "odds": 6.5,
+            "odds": 4.6,
         },
         {
             "runner_no": 4,
@@ -223,6 +267,23 @@ class Card(_Closed):
     offers: list[Offer] | None = Field(
         None, max_length=3000, description="prices of exotic combinations; read by `racing bets`"
     )
+    price_kind: PriceKind | None = Field(
+        None, description="who made the win odds: what they may sum to hangs on it"
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, value: Any) -> Any:
+        if not isinstance(value, dt.date | str) or str(value).strip().isdecimal():
+            raise ValueError("a date like 2024-01-31")
+        return value
+
+    @field_validator("date")
+    @classmethod
+    def _century(cls, day: dt.date) -> dt.date:
+        if not 1900 <= day.year <= 2100:
+            raise ValueError("a day of the years 1900 to 2100")
+        return day
 
     @field_validator("runners")
     @classmethod
@@ -235,8 +296,12 @@ class Card(_Closed):
                 raise ValueError(
                     f"{what} {', '.join(map(str, twice))} stands more than once on the card"
                 )
-        if all(r.non_runner for r in runners):
-            raise ValueError("every runner is a non_runner: nobody is left to run")
+        if not any(r.runs for r in runners):
+            raise ValueError("every runner is a non_runner or a reserve: nobody is left to run")
+        priced = {(r.entry, r.odds) for r in runners if r.runs and r.odds is not None}
+        entries = [entry for entry, _ in priced]
+        if torn := [n for n in entries if entries.count(n) > 1]:
+            raise ValueError(f"coupled entries of interest {torn[0]} have one price, not several")
         return runners
 
     @model_validator(mode="after")
@@ -251,10 +316,30 @@ class Card(_Closed):
     @property
     def starters(self) -> list[RunnerIn]:
         "Who will run, by saddle-cloth number."
-        return sorted((r for r in self.runners if not r.non_runner), key=lambda r: r.runner_no)
+        return sorted((r for r in self.runners if r.runs), key=lambda r: r.runner_no)
+
+    @property
+    def prices(self) -> dict[int, float | None]:
+        "The price of each betting interest, None where none of its starters has one."
+        known = {r.entry: r.odds for r in self.starters if r.odds is not None}
+        return {r.entry: known.get(r.entry) for r in self.starters}
 
 
 # %% ../../nbs/80_serving.contract.ipynb #cell014
+def odds_of(
+    card: Card,
+    p: np.ndarray | None = None,  # (n,) chances of the starters, to split a shared price by
+) -> np.ndarray | None:  # (n,) decimal odds of the starters; None unless all are priced
+    "A price for each starter; 1/odds of coupled entries sum to 1/odds of their interest."
+    entry = np.array([r.entry for r in card.starters])
+    price = [card.prices[n] for n in entry]
+    if None in price:
+        return None
+    own = np.ones(len(entry)) if p is None else p
+    whole = np.array([own[entry == n].sum() for n in entry])
+    return np.array(price) * (whole / own)
+
+
 _RACE = tuple(c for c in RACES.columns if c in Card.model_fields)
 _RUNNER = tuple(c for c in RUNNERS.columns if c in RunnerIn.model_fields)
 
@@ -284,14 +369,13 @@ def card_frame(
     frame = conform(pl.DataFrame([race]), RACES).join(
         conform(pl.DataFrame(rows), RUNNERS), on="race_id", maintain_order="right"
     )
-    odds = [r.odds for r in card.starters]
     # a column, not a literal: polars divides by a literal through its reciprocal, one bit away
     # from what training divided by
     frame = frame.with_columns(n_starters=pl.len().over("race_id").cast(pl.Int16))
     weather = (
         pl.Series(c, [getattr(card, c)] * len(frame), dtype=WEATHER.columns[c].dtype) for c in SKY
     )
-    return frame.select(*PRE_RACE, *weather), None if None in odds else np.array(odds)
+    return frame.select(*PRE_RACE, *weather), odds_of(card)
 
 
 # %% ../../nbs/80_serving.contract.ipynb #cell019
@@ -300,6 +384,10 @@ class Ranked(BaseModel):
 
     rank: int = Field(description="1 is the likeliest winner; equal probabilities share a rank")
     runner_no: int
+    label: str | None = Field(None, description="the number as printed, where it is no plain one")
+    interest: int | None = Field(
+        None, description="of coupled entries: the betting interest that they share"
+    )
     horse_id: str
     horse_name: str | None
     win_probability: float = Field(description="sums to 1 over the race")
@@ -311,7 +399,11 @@ class Ranked(BaseModel):
         None, description="what the prices say once their longshot bias is corrected"
     )
     edge: float | None = Field(
-        None, description="win_probability * odds - 1: expected profit on a stake of one"
+        None,
+        description=(
+            "win_probability * odds - 1: expected profit on a stake of one; of coupled entries, of"
+            " their interest; null where the answer is from form alone or the prices are no book"
+        ),
     )
     place_probability: float | None = Field(
         None, description="chance to be among the first `places`; null without place betting"
@@ -323,6 +415,15 @@ class Ranked(BaseModel):
             " asked ahead), student or fallback"
         )
     )
+
+
+class Identified(BaseModel):
+    "Who was taken for a name on the card."
+
+    runner_no: int
+    kind: Literal["horse", "jockey", "trainer"]
+    given: str = Field(description="as it stands on the card")
+    id: str = Field(description="in the source that the model was trained on")
 
 
 class Combination(BaseModel):
@@ -345,7 +446,10 @@ class Prediction(BaseModel):
     model: str = Field(description="name of the bundle")
     version: str = Field(description="version of the bundle")
     stage: Literal["fundamental", "blend", "combined"] = Field(
-        description="made from form alone, from form and prices mixed, or from prices corrected"
+        description=(
+            "made from form alone (then no edge over any price follows), from form and prices"
+            " mixed, or from prices corrected"
+        )
     )
     as_of: Moment = Field(
         "close", description="decision time: the moment whose prices and facts it was made from"
@@ -363,6 +467,9 @@ class Prediction(BaseModel):
     )
     exotics: list[Combination] = Field(
         [], description="likeliest combinations of the pools asked for, best first"
+    )
+    identified: list[Identified] = Field(
+        [], description="names on the card that were found in the model's memory, and as whom"
     )
     warnings: list[str] = Field(description="what the reader of these probabilities should know")
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from ..errors import BadInput
 from ..features.matrix import History
+from .book import no_book, older_prices
 from .contract import Card
 from ..starts import SAID
 
@@ -18,6 +19,7 @@ from ..starts import SAID
 __all__ = [
     "MAX_BODY",
     "STALE_DAYS",
+    "FORM_ALONE",
     "check_source",
     "time_warnings",
     "moment_warnings",
@@ -96,12 +98,20 @@ def card_warnings(card: Card) -> list[str]:
         if lo <= card.distance_m <= hi
         else [f"distance_m {card.distance_m} is unusual for a {card.race_type} race ({lo} to {hi})"]
     )
-    unpriced = [r.runner_no for r in card.starters if r.odds is None]
+    unpriced = [r.printed for r in card.starters if card.prices[r.entry] is None]
     if 0 < len(unpriced) < len(card.starters):
-        said.append(
-            f"odds are left aside: there are none for runner {', '.join(map(str, unpriced))}"
-        )
-    return said
+        said.append(f"odds are left aside: there are none for runner {', '.join(unpriced)}")
+    why = no_book(card)
+    if waits := [f"{r.printed} {r.horse_name or r.horse}" for r in card.runners if r.reserve]:
+        said.append(f"reserve, no starter unless promoted: {', '.join(waits)}")
+    return said + ([why] if why else []) + older_prices(card)
+
+
+# %% ../../nbs/81_serving.guard.ipynb #form-alone
+FORM_ALONE = (
+    "from form alone: these chances have not heard the market and make no edge over a price;"
+    " backing such chances against real prices lost 28 to 36% of what was staked"
+)
 
 
 # %% ../../nbs/81_serving.guard.ipynb #cell014

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -15,22 +16,26 @@ from pydantic import ValidationError
 from ..config import Home
 from ..correction import Correction
 from ..errors import BadInput
-from ..features.matrix import compute, matrix
+from ..features.matrix import Matrix, compute, matrix
 from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
 from ..semantic.facts import asked_of
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
+from .book import no_book
 from racing_core.serving.contract import (
     EXAMPLE,
     Card,
+    Identified,
     Prediction,
     Ranked,
     RunnerIn,
     card_frame,
+    odds_of,
     ranks,
 )
 from .explain import Explanation, explain
+from .names import Memory, identify
 from .places import with_places
 
 # %% auto #0
@@ -64,13 +69,15 @@ def sample_card(
 class Answer:
     "What one bundle makes of one card."
 
-    card: Card
+    card: Card  # with ids for names
     runners: pl.DataFrame  # a row per starter, by runner_no, with the pre-race columns
     features: pl.DataFrame  # row for row: race_id, runner_no, date, the columns
-    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price
+    odds: np.ndarray | None  # (n,) decimal; None unless every starter has a price, of a book
     probabilities: dict[str, np.ndarray]  # stage or model to (n,) win probabilities
     stage: str  # the answered one, of ANSWERS
     correction: Correction | None = None  # what the past said for correcting the market
+    identified: tuple[Identified, ...] = ()  # who was taken for a name on the card
+    doubts: tuple[str, ...] = ()  # names that may be several people's
 
     @property
     def p(self) -> np.ndarray:  # (n,)
@@ -84,7 +91,7 @@ class Answer:
         "The same answer by another stage; `BadInput` where that stage has nothing to say."
         there = [s for s in ANSWERS if s in self.probabilities]
         if stage not in (None, *there):
-            do = "with prices answers who was trained with them, where every starter has one"
+            do = "with prices answers who was trained with them, where every starter has one, of a book"
             raise BadInput("no answer of this stage", got=stage, expected=" or ".join(there), do=do)
         return replace(self, stage=stage or answered(self.probabilities))
 
@@ -140,17 +147,37 @@ class Predictor:
         card: Card,
         stage: str | None = None,  # of ANSWERS; the best informed by default
     ) -> Answer:
-        "All that is known of a card; `BadInput` for a card of another source."
+        "All that is known of a card; `BadInput` for one of another source, or a name of two horses."
         guard.check_source(card, self.source)
-        runners, odds = card_frame(card, self.source)
+        card, taken, doubts = self.identify(card)
+        runners, _ = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
         columns = asked_of(pipeline.columns) if self.speaks else pipeline.columns
         then = runners.with_columns(as_of=pl.lit(self.as_of))
         features = compute(then, self.bundle.history, columns)
         if self.speaks:
             features = with_scores(runners, features, self.opinions, self.bundle.student)
-        p = pipeline.predict(matrix(features, pipeline.columns), odds)
-        return Answer(card, runners, features, odds, p, answered(p), pipeline.correction).at(stage)
+        X = matrix(features, pipeline.columns)
+        odds = self._odds(card, X)
+        p = pipeline.predict(X, odds)
+        whom = pipeline.correction, tuple(taken), tuple(doubts)
+        return Answer(card, runners, features, odds, p, answered(p), *whom).at(stage)
+
+    @cached_property
+    def _memory(self) -> Memory | None:
+        "The names that the bundle remembers, where it carries any."
+        return None if self.bundle.names is None else Memory(self.bundle.names)
+
+    def identify(self, card: Card) -> tuple[Card, list[Identified], list[str]]:
+        "The card with ids for names, who was taken for a name, and doubts; see `serving.names`."
+        return identify(card, self._memory) if self._memory else (card, [], [])
+
+    def _odds(self, card: Card, X: Matrix) -> np.ndarray | None:
+        "The odds that may be read; the price of coupled entries is split by form."
+        if no_book(card):
+            return None
+        coupled = len(card.prices) < len(card.starters)
+        return odds_of(card, self.bundle.pipeline.predict(X)["fundamental"] if coupled else None)
 
     def predict(self, card: Card, stage: str | None = None) -> Prediction:
         "Ranked win probabilities that sum to one."
@@ -170,6 +197,7 @@ class Predictor:
             stage=answer.stage,
             as_of=answer.card.as_of or self.as_of,
             ranked=_ranked(answer, guard.known(answer.runners, history, "horse", "horse_id")),
+            identified=list(answer.identified),
             warnings=self._warnings(answer),
         )
         return with_places(told, answer.card, self.bundle.stage_powers.get(answer.stage))
@@ -187,16 +215,19 @@ class Predictor:
         """Have the language model asked about a card, if it is one that this bundle listens to;
         waits for nobody."""
         return self.speaks and self.opinions.ask_later(
-            card_frame(card, self.source)[0], self.bundle.history, now
+            card_frame(self.identify(card)[0], self.source)[0], self.bundle.history, now
         )
 
     def _warnings(self, answer: Answer) -> list[str]:
         bundle = self.bundle
+        alone = [guard.FORM_ALONE] if answer.stage == "fundamental" else []
         return (
             guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
             + guard.moment_warnings(answer.card.as_of, self.as_of)
             + guard.card_warnings(answer.card)
+            + list(answer.doubts)
             + guard.stranger_warnings(answer.runners, bundle.history)
+            + alone
             + _withheld(answer)
         )
 
@@ -219,26 +250,47 @@ def _ranked(answer: Answer, known: pl.Series) -> list[Ranked]:
         origins(answer.features),
         strict=True,
     )
-    ranked = [_line(r, rank, p, m, known_horse=k, scored_by=by) for r, rank, p, m, k, by in facts]
-    if not known.any():  # then the prices know more than we do
-        ranked = [r.model_copy(update=dict(edge=None)) for r in ranked]
+    edges = _edges(answer) if known.any() else {}  # else the prices know more than we do
+    prices = answer.card.prices
+    ranked = [
+        _line(
+            r,
+            rank,
+            p,
+            odds=prices[r.entry],
+            market_probability=m,
+            edge=edges.get(r.entry),
+            known_horse=k,
+            scored_by=by,
+        )
+        for r, rank, p, m, k, by in facts
+    ]
     return sorted(ranked, key=lambda r: (r.rank, r.runner_no))
+
+
+def _edges(answer: Answer) -> dict[int, float]:
+    "By betting interest; none of an answer that has not read the prices."
+    if answer.stage == "fundamental":
+        return {}
+    chance: dict[int, float] = {}
+    for r, p in zip(answer.card.starters, answer.p.tolist(), strict=True):
+        chance[r.entry] = chance.get(r.entry, 0.0) + p
+    return {entry: chance[entry] * price - 1 for entry, price in answer.card.prices.items()}
 
 
 def _plain(x: float | None) -> float | None:
     return None if x is None else float(x)
 
 
-def _line(runner: RunnerIn, rank: int, p: float, market: float | None, **facts: object) -> Ranked:
+def _line(runner: RunnerIn, rank: int, p: float, **facts: object) -> Ranked:
     return Ranked(
         rank=rank,
         runner_no=runner.runner_no,
+        label=runner.label,
+        interest=runner.interest,
         horse_id=runner.horse,
         horse_name=runner.horse_name,
         win_probability=p,
         fair_odds=1 / p if p else None,
-        odds=runner.odds,
-        market_probability=market,
-        edge=None if market is None else p * runner.odds - 1,
         **facts,
     )
