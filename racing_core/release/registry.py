@@ -6,55 +6,58 @@
 __all__ = ["ALIASES", "aliases", "locate", "promote", "rollback"]
 
 # %% ../../nbs/72_release.registry.ipynb #cell002
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from uuid import uuid4
 
-from .bundle import manifest_of, swap
-from ..config import Home, locked, write_whole
-from ..errors import BadInput
+from ..config import Home, locked, replacing, valid_name, write_whole
+from ..errors import BadInput, RacingError, Tampered
+from .bundle import manifest_bytes, manifest_of
 
 # %% ../../nbs/72_release.registry.ipynb #cell005
 ALIASES = ("challenger", "champion")
 
 
+def _link(before: str, entry: dict) -> str:
+    "The hash of an entry and of all before it."
+    told = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True)
+    return hashlib.sha256((before + told).encode()).hexdigest()
+
+
+def _told(log: list[dict]) -> dict:
+    "The titles that a ledger tells of; ValueError where it was changed. The oldest had no hashes."
+    state, link, linked = dict.fromkeys(ALIASES), "", False
+    for entry in log:
+        link, linked = _link(link, entry), linked or "hash" in entry
+        if linked and entry.get("hash") != link or entry["alias"] not in ALIASES:
+            raise ValueError("an entry was changed")
+        state[entry["alias"]] = valid_name(entry["version"], "version")
+    return state | dict(log=log)
+
+
 def aliases(
     home: Home,
 ) -> dict:  # champion, challenger (version or None), log: list of earlier changes
-    "Who holds which title, and how that came about."
+    "Who holds which title, and how that came about; `Tampered` where the file does not say."
     file = home.bundles / "aliases.json"
-    return (
-        json.loads(file.read_text(encoding="utf-8"))
-        if file.is_file()
-        else dict(champion=None, challenger=None, log=[])
-    )
-
-
-def _change(home: Home, change: Callable[[dict], dict]) -> dict:
-    "Read the titles, add a change to the log and write them back, alone; the new titles."
-    file = home.bundles / "aliases.json"
-    with locked(file):
-        state = aliases(home)
-        entry = change(state)
-        log = [*state["log"], entry]
-        state = state | {entry["alias"]: entry["version"], "log": log}
-        write_whole(file, json.dumps(state, indent=1))
+    if not file.exists():
+        return _told([])
+    try:
+        state = json.loads(file.read_bytes())
+        told = _told(state["log"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, BadInput) as e:
+        raise _damaged(file, type(e).__name__) from e
+    if told != state:
+        raise _damaged(file, "titles that its ledger does not tell of")
     return state
 
 
-def _adopt(home: Home, bundle: Path) -> str:
-    "Copy a verified bundle into the home; its version."
-    version = manifest_of(bundle)["version"]
-    place = home.bundles / version
-    if place.resolve() != bundle.resolve() and not place.exists():
-        draft = home.bundles / f".{version}-{uuid4().hex[:8]}"
-        shutil.copytree(bundle, draft)
-        manifest_of(draft)
-        swap(draft, place)
-    return version
+def _damaged(file: Path, got: str) -> Tampered:
+    do = "`racing doctor --mend` moves it aside, then promote a bundle again"
+    expected = "two titles and their ledger"
+    return Tampered("the titles are damaged", got=got, expected=expected, where=str(file), do=do)
 
 
 # %% ../../nbs/72_release.registry.ipynb #cell006
@@ -62,18 +65,10 @@ def locate(
     home: Home,
     bundle: str | Path,  # folder, version in the home, or alias
 ) -> Path:  # folder of the bundle
-    "Find a bundle by what people call it."
-    state = aliases(home)
+    "Find a bundle by what people call it; a title's is the one that was given it."
     if str(bundle) in ALIASES:
-        if not state[str(bundle)]:
-            raise BadInput(
-                f"there is no {bundle} yet",
-                got=str(home.bundles),
-                expected="a promoted bundle",
-                do=f"train one with `racing train`, then `racing promote BUNDLE --to {bundle}`",
-            )
-        return home.bundles / state[str(bundle)]
-    places = [Path(bundle), home.bundles / str(bundle)]
+        return _holder(home, aliases(home), str(bundle))
+    places = [Path(bundle), home.bundles / Path(bundle).name]
     if found := next((p for p in places if (p / "manifest.json").is_file()), None):
         return found
     raise BadInput(
@@ -82,6 +77,59 @@ def locate(
         expected="a folder, a version or an alias",
         where=str(home.bundles),
     )
+
+
+def _holder(home: Home, state: dict, alias: str) -> Path:
+    if not (version := state[alias]):
+        raise BadInput(
+            f"there is no {alias} yet",
+            got=str(home.bundles),
+            expected="a promoted bundle",
+            do=f"train one with `racing train`, then `racing promote BUNDLE --to {alias}`",
+        )
+    entry = next(e for e in reversed(state["log"]) if e["alias"] == alias)
+    return _as_promoted(home.bundles / version, entry.get("manifest"))
+
+
+def _fingerprint(folder: Path) -> str:
+    return hashlib.sha256(manifest_bytes(folder)).hexdigest()
+
+
+def _as_promoted(folder: Path, expected: str | None) -> Path:
+    "The folder, if its manifest is the one that was promoted."
+    if expected and (got := _fingerprint(folder)) != expected:
+        what, do = "not the bundle that was promoted", "promote another, or `racing rollback`"
+        raise Tampered(what, got=got, expected=expected, where=str(folder), do=do)
+    return folder
+
+
+# %% ../../nbs/72_release.registry.ipynb #promote
+def _adopted(home: Home, bundle: Path) -> Path:
+    "The home's own copy of a bundle, verified."
+    version = manifest_of(bundle)["version"]
+    place = home.bundles / version
+    if place.resolve() != bundle.resolve() and not _whole(place, version):
+        with replacing(place) as draft:
+            shutil.copytree(bundle, draft, dirs_exist_ok=True)
+            manifest_of(draft)
+    return place
+
+
+def _whole(place: Path, version: str) -> bool:
+    try:
+        return manifest_of(place)["version"] == version
+    except RacingError:
+        return False
+
+
+def _append(home: Home, state: dict, **entry) -> dict:
+    "Enter a change; the new titles."
+    before = ""
+    for earlier in state["log"]:
+        before = _link(before, earlier)
+    state = _told([*state["log"], entry | dict(hash=_link(before, entry))])
+    write_whole(home.bundles / "aliases.json", json.dumps(state, indent=1))
+    return state
 
 
 def promote(
@@ -93,28 +141,37 @@ def promote(
     "Give a title to a bundle; the former holder stays in the log."
     if to not in ALIASES:
         raise BadInput("unknown title", got=to, expected=" or ".join(ALIASES))
-    version, at = _adopt(home, locate(home, bundle)), now.isoformat(timespec="seconds")
-    return _change(home, lambda s: dict(at=at, alias=to, version=version, before=s[to]))
+    at = now.isoformat(timespec="seconds")
+    with locked(home.bundles / "aliases.json"):
+        state = aliases(home)
+        place = _adopted(home, locate(home, bundle))
+        made = dict(version=place.name, before=state[to], manifest=_fingerprint(place))
+        return _append(home, state, at=at, alias=to, **made)
 
 
+# %% ../../nbs/72_release.registry.ipynb #rollback
 def rollback(
     home: Home,
     now: datetime,  # when
     alias: str = "champion",  # whose last change is undone
 ) -> dict:  # the new aliases
     "Give the title back to its former holder; asking again goes one further back."
+    if alias not in ALIASES:
+        raise BadInput("unknown title", got=alias, expected=" or ".join(ALIASES))
     at = now.isoformat(timespec="seconds")
-
-    def undo(state: dict) -> dict:
+    with locked(home.bundles / "aliases.json"):
+        state = aliases(home)
         last = _standing(state["log"], alias)
         before = None if last is None else state["log"][last]["before"]
         if before is None:
             got, where = f"no earlier {alias}", str(home.bundles / "aliases.json")
             what, expected = "nothing to roll back to", "at least two promotions"
             raise BadInput(what, got=got, expected=expected, where=where)
-        return dict(at=at, alias=alias, version=before, before=state[alias], undoes=last)
-
-    return _change(home, undo)
+        entry = next(e for e in reversed(state["log"]) if e["version"] == before)
+        place = _as_promoted(home.bundles / before, entry.get("manifest"))
+        manifest_of(place)
+        made = dict(version=before, before=state[alias], manifest=_fingerprint(place))
+        return _append(home, state, at=at, alias=alias, undoes=last, **made)
 
 
 def _standing(log: list[dict], alias: str) -> int | None:

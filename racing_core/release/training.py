@@ -25,7 +25,7 @@ from ..metrics import delta_r2, summary
 from ..pipeline import Pipeline, answered
 from ..pipeline import recipe as recipe_of
 from ..records import to_json
-from .bundle import Origin, write
+from .bundle import Origin, room_for, write
 from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
 
@@ -119,7 +119,7 @@ def train(
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle, as a run that is kept."
     pipeline = make() if make else recipe_of(recipe, recipes)
-    settings, store = pipeline.settings(), Store(home, source)
+    settings, store, out = pipeline.settings(), Store(home, source), room_for(out)
     (starts, data), named = _past(store, until), "" if make else recipe
     asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook)
     with tracked(home, "train", source, asked, data=data) as run:
@@ -138,7 +138,7 @@ def train(
             metrics=told.evidence,
             scores=told.scores,
         )
-        manifest = write(Path(out), pipeline, told.history, origin, told.student, told.powers)
+        manifest = write(out, pipeline, told.history, origin, told.student, told.powers)
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
