@@ -32,6 +32,7 @@ from ..pages.report import publish
 from ..serving.contract import Card, Prediction
 from ..serving.predictor import Predictor, sample_card
 from ..simulate import simulate
+from ..starts import SAID
 from ..release.training import train
 
 # %% auto #0
@@ -175,7 +176,7 @@ def next_week(
 ) -> Card:
     "The field of the last race, declared again a week later."
     card = sample_card(starts, starts["race_id"][-1])
-    return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None))
+    return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None, as_of=None))
 
 
 _FORMS = (".1%", ".1f", ".1f", "+.1%")  # of place, fair odds, odds and edge
@@ -201,7 +202,8 @@ def table(prediction: Prediction) -> str:
     notes = [f"  note: {w}" for w in prediction.warnings]
     return "\n".join(
         [
-            f"{prediction.race_id} by {prediction.model} {prediction.version} ({prediction.stage})",
+            f"{prediction.race_id} by {prediction.model} {prediction.version}"
+            f" ({prediction.stage}, as of {SAID[prediction.as_of]})",
             *rows,
             *notes,
         ]

@@ -20,13 +20,10 @@ from racing_core.data.base import (
     drop_duplicates,
     files_of,
     insist,
-    integer,
-    number,
     read_rows,
-    text,
     translate,
-    word,
 )
+from .readers import integer, number, text, word
 
 # %% ../../nbs/13b_data.betfair.ipynb #cell005
 COLUMNS = [

@@ -21,7 +21,7 @@ from .base import Parsed
 from .kept import begin, commit, manifest_of, put, rows_of
 from ..errors import BadInput, Tampered
 from ..schema import TABLES
-from ..starts import starts_frame
+from ..starts import book, demand_prices, moment, starts_frame
 
 
 # %% ../../nbs/18_data.store.ipynb #cell005
@@ -133,15 +133,36 @@ class Snapshot:
         self,
         since: date | str | None = None,  # first date
         until: date | str | None = None,  # first date no longer wanted
+        as_of: str = "close",  # decision time, a moment of which prices are stored
     ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
         """The wide frame of `racing_core.starts`, with the oracle's probabilities where they are
         stored."""
+        self._demand(as_of)
         truth = self.read("truth", since, until)
         names = ("races", "runners", "results", "prices", "sections", "weather")
         return starts_frame(
             {name: self.read(name, since, until) for name in names},
             truth if "true_p" in truth.columns else None,
+            as_of,
         )
+
+    def prices(
+        self,
+        as_of: str = "close",  # a moment of which prices are stored
+        since: date | str | None = None,  # first date
+        until: date | str | None = None,  # first date no longer wanted
+    ) -> pl.DataFrame:  # race_id, runner_no, odds, price_moment, price_kind
+        "One book a race, of those who ran, as it stood at a moment."
+        self._demand(as_of)
+        gone = self.read("results", since, until).filter(pl.col("status") == "non_runner")
+        key = ["race_id", "runner_no"]
+        ran = self.read("runners", since, until).join(gone, on=key, how="anti")
+        return book(self.read("prices", since, until), ran, as_of).sort(key)
+
+    def _demand(self, as_of: str) -> None:
+        "`BadInput` for a moment that is not one, or not one of this source's prices."
+        if moment(as_of) != "close":
+            demand_prices(as_of, self.read("prices")["moment"].unique(), self.folder.name)
 
 
 # %% ../../nbs/18_data.store.ipynb #thestore
@@ -203,9 +224,19 @@ class Store:
         self,
         since: date | str | None = None,  # first date
         until: date | str | None = None,  # first date no longer wanted
+        as_of: str = "close",  # decision time, a moment of which prices are stored
     ) -> pl.DataFrame:  # a row per starter, sorted by date, race_id, runner_no
         "The wide frame of `racing_core.starts`."
-        return self.at_once(lambda s: s.starts(since, until))
+        return self.at_once(lambda s: s.starts(since, until, as_of))
+
+    def prices(
+        self,
+        as_of: str = "close",  # a moment of which prices are stored
+        since: date | str | None = None,  # first date
+        until: date | str | None = None,  # first date no longer wanted
+    ) -> pl.DataFrame:  # race_id, runner_no, odds, price_moment, price_kind
+        "One book a race, of those who ran, as it stood at a moment."
+        return self.at_once(lambda s: s.prices(as_of, since, until))
 
 
 # %% ../../nbs/18_data.store.ipynb #cell012

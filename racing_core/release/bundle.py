@@ -27,6 +27,7 @@ from ..errors import BadInput, RacingError, Tampered
 from ..features.matrix import History, identities, names
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 from ..semantic.student import Student
+from ..starts import days_unknown, moment
 
 # %% auto #0
 __all__ = [
@@ -65,12 +66,13 @@ class Origin:
     made: dict = field(default_factory=dict)  # run, notebook and commit
     metrics: dict = field(default_factory=dict)  # figures with their intervals
     scores: dict = field(default_factory=dict)  # whose semantic scores it was trained on
+    as_of: str = "close"  # decision time: the moment whose prices and facts it was trained on
 
     def facts(self) -> dict:
         "As the manifest has them."
         days = dict(trained_from=self.trained_from, trained_until=self.trained_until)
         days |= dict(remembers_from=self.remembers_from)
-        told = ("data_fingerprint", "recipe", "made", "metrics", "scores")
+        told = ("as_of", "data_fingerprint", "recipe", "made", "metrics", "scores")
         return (
             dict(name=self.name, source=self.source)
             | {k: v and v.isoformat() for k, v in days.items()}
@@ -128,6 +130,7 @@ class Manifest(BaseModel):
     trained_until: date
     remembers_from: date | None
     written: AwareDatetime
+    as_of: Annotated[str, Checked(moment)]
     data_fingerprint: str
     recipe: dict[str, Any]
     made: dict[str, Any]
@@ -186,7 +189,9 @@ def write(
     "Write a bundle."
     with replacing(room_for(folder)) as draft:
         save_pipeline(pipeline, draft / "pipeline")
-        history.since(origin.remembers_from or origin.trained_until).save(draft / "history")
+        first = origin.remembers_from or origin.trained_until
+        first -= timedelta(days_unknown(origin.as_of))
+        history.since(first).save(draft / "history")
         if student:
             student.save(draft / "student.json")
         if stage_powers:
@@ -314,7 +319,9 @@ def read(
         except RacingError as e:
             where = (e.where or str(folder)).replace(own, str(folder))
             raise type(e)(e.what, got=e.got, expected=e.expected, where=where, do=e.do) from e
-        except Exception as e:  # whatever a library may raise at a file that it cannot read
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # whatever a library may raise at a file, panics included
             what, got = "a bundle that cannot be loaded", f"{type(e).__name__}: {e}"[:200]
             raise Tampered(what, got=got, where=str(folder), do=_RESTORE) from e
     if other := changed(manifest["code"], code_of(bundle.pipeline)):

@@ -68,7 +68,7 @@ def locate(
     "Find a bundle by what people call it; a title's is the one that was given it."
     if str(bundle) in ALIASES:
         return _holder(home, aliases(home), str(bundle))
-    places = [Path(bundle), home.bundles / Path(bundle).name]
+    places = [Path(bundle), home.bundles / str(bundle)]
     if found := next((p for p in places if (p / "manifest.json").is_file()), None):
         return found
     raise BadInput(
