@@ -144,10 +144,11 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _days(self) -> Self:
         "Days follow each other; a simulated world may lie in the future."
-        last = date.max if self.source == "simulated" else self.written.date() + timedelta(1)
-        if not self.trained_from <= self.trained_until <= last:
+        first, last = self.trained_from.toordinal(), self.trained_until.toordinal()
+        written = self.written.toordinal() + 1  # somewhere it is tomorrow
+        if not first <= last <= (last if self.source == "simulated" else written):
             raise ValueError("trained_from, trained_until and written are not in this order")
-        if self.remembers_from and self.remembers_from > self.trained_until + timedelta(1):
+        if self.remembers_from and self.remembers_from.toordinal() > last + 1:
             raise ValueError("remembers_from is later than training")
         return self
 
@@ -221,17 +222,20 @@ def _believed(text: bytes, file: Path) -> dict:
     "A manifest that says what it should and has the version of what it says."
     try:
         told = json.loads(text) if len(text) <= MOST else "too large"
-        found = told["schema_version"] if isinstance(told, dict) else None
-        if isinstance(found, int) and found != SCHEMA_VERSION:
-            what, do = "bundle of another format", "train a new one with `racing train`"
-            raise BadInput(what, got=found, expected=SCHEMA_VERSION, where=str(file.parent), do=do)
+        found = told.get("schema_version") if isinstance(told, dict) else None
+    except (ValueError, RecursionError) as e:
+        raise _unreadable(type(e).__name__, file) from e
+    if isinstance(found, int) and found != SCHEMA_VERSION:
+        what, do = "bundle of another format", "train a new one with `racing train`"
+        raise BadInput(what, got=found, expected=SCHEMA_VERSION, where=str(file.parent), do=do)
+    try:
         Manifest.model_validate_json(text)
     except ValidationError as e:
         first = e.errors()[0]
         got = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise _unreadable(got, file) from e
-    except (ValueError, KeyError, RecursionError) as e:
-        raise _unreadable(type(e).__name__, file) from e
+    except BadInput as e:  # a name or a moment that is none
+        raise _unreadable(str(e), file) from e
     if (version := sealed(told)["version"]) != told["version"]:
         what, got = "the manifest was changed", told["version"]
         raise Tampered(what, got=got, expected=version, where=str(file), do=_RESTORE)
