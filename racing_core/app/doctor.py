@@ -27,7 +27,7 @@ from ..data.mend import damage, stores
 from ..data.mend import mend as mend_store
 from ..data.store import Store, sources
 from ..errors import RacingError
-from ..lab.tracking import refusal, upgrade
+from ..lab.database import refusal, upgrade
 from ..release import registry
 from ..release.registry import ALIASES, aliases, locate
 

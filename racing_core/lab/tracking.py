@@ -32,6 +32,7 @@ from ..records import by_field
 __all__ = [
     "PACKAGES",
     "ANSWER",
+    "QUIET",
     "TRAINING",
     "look",
     "Run",
@@ -44,9 +45,6 @@ __all__ = [
     "record",
     "headline",
     "mirror",
-    "database",
-    "refusal",
-    "upgrade",
     "runs",
     "find",
     "serve",
@@ -281,7 +279,7 @@ def headline(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell016
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # or its page opens on traces
 
 
@@ -292,7 +290,7 @@ def _local(home: Home) -> bool:
 
 def _client(home: Home) -> Any:
     "A client; the database is made by one process while the others wait."
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -359,45 +357,6 @@ def _files(home: Home, client: Any, run: Run, mlflow_id: str) -> None:
         place.symlink_to(os.path.relpath(run.folder.resolve(), place.parent.resolve()))
     else:
         shutil.copytree(run.folder, place)
-
-
-# %% ../../nbs/60_lab.tracking.ipynb #dbcode
-def database(
-    home: Home,
-) -> Path | None:  # None where it is a server's, or not made yet
-    "The file that MLflow keeps its runs in."
-    file = Path(home.tracking_uri.removeprefix("sqlite:///"))
-    return file if home.tracking_uri.startswith("sqlite:///") and file.is_file() else None
-
-
-def refusal(
-    home: Home,
-) -> str | None:  # None where it would take a run
-    "Why the tracking database would refuse a run."
-    try:
-        if database(home):
-            _client(home)
-    except Exception as e:  # whatever MLflow, or the database under it, may raise
-        return str(e).splitlines()[0]
-    return None
-
-
-def upgrade(
-    home: Home,
-    now: datetime,
-) -> str | None:  # what was done; None where nothing had to be
-    "Bring the database to the version of MLflow that is installed; a copy of it is kept."
-    if not refusal(home):
-        return None
-    file = database(home)
-    copy = file.with_name(f"{file.name}.{now:%Y%m%dT%H%M%S}")
-    with locked(home.runs / "mlflow.db"):
-        shutil.copy2(file, copy)
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", home.tracking_uri]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | _QUIET)
-    said = (done.stderr.strip().splitlines() or [""])[-1]
-    how = "upgraded" if not done.returncode else f"cannot be upgraded ({said[:120]})"
-    return f"tracking: {how}; {copy} is as it was"
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
