@@ -100,14 +100,14 @@ def locked(
 
 
 # %% ../nbs/01_config.ipynb #exchange
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+_AT, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL)  # by the kernel, or by the file system
 
 
 def _exchange(one: Path, other: Path) -> None:
     "Two folders change places: in one step where the system can, in two where it cannot."
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call and not call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+    if call and not call(_AT, os.fsencode(one), _AT, os.fsencode(other), _EXCHANGE):
         return
     if call and (code := ctypes.get_errno()) not in _UNKNOWN:
         raise OSError(code, os.strerror(code), str(other))

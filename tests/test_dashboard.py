@@ -22,6 +22,7 @@ from racing_core.models.linear import ConditionalLogit
 from racing_core.odds import centred
 from racing_core.pages import raceday as dashboard
 from racing_core.pipeline import PRICE, Pipeline
+from racing_core.release.bundle import sealed
 from racing_core.release.registry import promote
 from racing_core.release.training import train
 from racing_core.serving.explain import Explanation, sentences
@@ -204,7 +205,7 @@ def test_a_dead_heat_is_two_golds_and_a_faller_has_no_place(book):
 def test_a_bundle_that_remembers_no_past_days_shows_later_ones_only(place):
     folder = shutil.copytree(place.root / "first", place.root / "forgetful")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | dict(remembers_from=None)))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest | dict(remembers_from=None))))
     book = dashboard.open_book(place, folder)
     assert len(book.days()) == 5 and all(day > book.trained_until for _, day in book.days())
 

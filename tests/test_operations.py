@@ -115,7 +115,8 @@ def test_a_bundle_of_features_that_are_no_longer_made_is_refused(made, tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | {"features": ["phase_of_the_moon"]}))
+    manifest = bundle.sealed(manifest | {"features": ["phase_of_the_moon"]})
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match="phase_of_the_moon"):
         bundle.read(copy)
 

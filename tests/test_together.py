@@ -3,10 +3,22 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
 
-from racing_core.config import home
+from racing_core.config import home, write_whole
+from racing_core.release.bundle import Origin, sealed
 
 PROCESSES = 6
+
+
+def toy(folder: Path, name: str) -> str:
+    "A bundle that holds nothing but a manifest, which is all that titles need; its version."
+    days = dict(trained_from=date(2020, 1, 1), trained_until=date(2025, 1, 1))
+    facts = Origin(name, "simulated", **days, now=datetime(2026, 1, 1, tzinfo=UTC)).facts()
+    manifest = sealed(facts | dict(features=[], code={}, libraries={}, files={}))
+    write_whole(folder / "manifest.json", json.dumps(manifest))
+    return manifest["version"]
 
 
 def together(code: str, place, times: int = PROCESSES) -> None:
@@ -47,9 +59,7 @@ def test_no_look_is_lost(tmp_path):
 def test_no_promotion_is_lost(tmp_path):
     place = home(tmp_path / "home", env={})
     for i in range(PROCESSES):
-        folder = place.bundles / f"v{i}"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps(dict(version=f"v{i}", files={})))
+        toy(place.bundles / f"v{i}", f"v{i}")
     code = (
         "from racing_core.release.registry import promote\n# go\n"
         "for _ in range(3): promote(place, f'v{me}', 'champion', datetime.now(UTC))\n"

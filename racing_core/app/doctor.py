@@ -12,22 +12,30 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import polars as pl
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from ..release.bundle import manifest_of
 from ..config import Home, shipped
 from ..data.ingest import coverage
+from ..data.mend import damage, stores
+from ..data.mend import mend as mend_store
 from ..data.store import Store, sources
 from ..errors import RacingError
-from ..release.registry import aliases, locate
+from ..lab.database import refusal, upgrade
+from ..release import registry
+from ..release.registry import ALIASES, aliases, locate
 
 # %% auto #0
 __all__ = [
     "Finding",
     "usable",
+    "ready",
     "as_dict",
     "python",
     "wanted",
@@ -38,11 +46,12 @@ __all__ = [
     "writable",
     "stored",
     "columns",
-    "champion",
+    "titles",
     "browser",
     "tracking",
     "machine",
     "examine",
+    "mend",
 ]
 
 
@@ -68,9 +77,15 @@ def usable(findings: Iterable[Finding]) -> bool:
     return not any(f.broken for f in findings)
 
 
+def ready(findings: Iterable[Finding]) -> bool:
+    "Can the main job run, and is nothing wrong beside?"
+    return not any(f.broken or f.state == "wrong" for f in findings)
+
+
 def as_dict(findings: list[Finding]) -> dict:
     "For a program to read."
-    return dict(usable=usable(findings), checks=[asdict(f) for f in findings])
+    facts = dict(usable=usable(findings), ready=ready(findings))
+    return facts | dict(checks=[asdict(f) for f in findings])
 
 
 # %% ../../nbs/93_app.doctor.ipynb #cell008
@@ -106,7 +121,8 @@ def locked(
     "The versions that were tested together."
     lock = lock or shipped("requirements.lock")
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
-    return dict(line.split("==", 1) for line in lines if re.match(r"[\w.-]+==", line))
+    found = [re.match(r"([\w.-]+)==([^\s;#]+)", line) for line in lines]
+    return {canonicalize_name(m[1]): m[2] for m in found if m}
 
 
 # %% ../../nbs/93_app.doctor.ipynb #cell010
@@ -140,9 +156,10 @@ def packages(
             title, "missing", f"without {', '.join(absent)}", install, required=not extra
         )
     if other := [
-        f"{name} {v} (lock: {lock[name]})"
+        f"{name} {v} (lock: {lock[canonicalize_name(name)]})"
         for name, v in have.items()
-        if lock.get(name, v) not in (v, v.split("+")[0])  # torch 2.13.0+cpu is torch 2.13.0
+        if Version(lock.get(canonicalize_name(name), v)).public
+        != Version(v).public  # 2.13.0+cpu is 2.13.0
     ]:
         return Finding(title, "wrong", ", ".join(other), install)
     return Finding(
@@ -197,22 +214,25 @@ def writable(home: Home) -> Finding:
     )
 
 
-def stored(home: Home) -> Finding:
-    "Which results there are."
-    if not (names := sources(home)):
+def stored(home: Home) -> list[Finding]:
+    "Which results there are, and whether every file is as it was written."
+    if not (found := stores(home)):
+        do = "racing run, racing simulate, or racing ingest SOURCE PATH"
+        return [Finding("sources", "missing", "nothing is stored", do)]
+    return [_verified(store) for store in found]
+
+
+def _verified(store: Store) -> Finding:
+    if complaints := damage(store):
+        more = f" (and {len(complaints) - 1} more)" if complaints[1:] else ""
+        told = f"{store.source}: {complaints[0]}{more}"
         return Finding(
-            "sources",
-            "missing",
-            "nothing is stored",
-            "racing run, racing simulate, or racing ingest SOURCE PATH",
+            "sources", "wrong", told, "racing doctor --mend, then racing ingest it again"
         )
-    return Finding(
-        "sources",
-        "ok",
-        "; ".join(
-            f"{name}: {len(Store(home, name).manifest['ingests'])} ingests" for name in names
-        ),
-    )
+    manifest = store.manifest
+    files = sum(map(len, manifest["tables"].values()))
+    told = f"{store.source}: {len(manifest['ingests'])} ingests, {files} files verified"
+    return Finding("sources", "ok", told)
 
 
 def columns(home: Home, name: str) -> Finding:
@@ -231,31 +251,29 @@ def columns(home: Home, name: str) -> Finding:
     )
 
 
-def champion(home: Home) -> Finding:
-    "Is there a model to answer, and are its files as they were written?"
+# %% ../../nbs/93_app.doctor.ipynb #titles
+def titles(home: Home) -> list[Finding]:
+    "Is there a model to answer, and are its files as they were promoted?"
     try:
-        if not aliases(home)["champion"]:
-            return Finding(
-                "champion",
-                "missing",
-                "no model is promoted",
-                "racing train --source S, then racing promote BUNDLE --to champion",
-            )
-        manifest = manifest_of(locate(home, "champion"))
-    except (RacingError, ValueError, KeyError) as e:
-        return Finding(
-            "champion",
-            "wrong",
-            str(e),
-            "racing rollback, or train and promote another",
-            required=True,
-        )
-    return Finding(
-        "champion",
-        "ok",
-        f"{manifest['name']} {manifest['version']}, {len(manifest['files'])} files verified",
-        required=True,
-    )
+        state = aliases(home)
+    except RacingError as e:
+        return [Finding("champion", "wrong", str(e), "racing doctor --mend", required=True)]
+    found = [_titled(home, alias) for alias in ALIASES if state[alias]]
+    if state["champion"]:
+        return found
+    do = "racing train --source S, then racing promote BUNDLE --to champion"
+    return [*found, Finding("champion", "missing", "no model is promoted", do)]
+
+
+def _titled(home: Home, alias: str) -> Finding:
+    needed = alias == "champion"
+    try:
+        manifest = manifest_of(locate(home, alias))
+    except RacingError as e:
+        do = "racing rollback, or train and promote another"
+        return Finding(alias, "wrong", str(e), do, required=needed)
+    told = f"{manifest['name']} {manifest['version']}, {len(manifest['files'])} files verified"
+    return Finding(alias, "ok", told, required=needed)
 
 
 # %% ../../nbs/93_app.doctor.ipynb #cell016
@@ -275,16 +293,19 @@ def browser() -> Finding:
 
 
 def tracking(
-    uri: str,  # MLflow tracking store
+    home: Home,
     timeout: float = 3.0,  # seconds to wait for a server
 ) -> Finding:
-    "Does the tracking store answer? A file is made when the first run is logged."
+    "Would the tracking store take a run? A file is made when the first run is logged."
+    uri = home.tracking_uri
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         folder = _nearest(
             Path(parts.path.removeprefix("/" if parts.scheme == "sqlite" else "")).absolute().parent
         )
         fine = parts.scheme not in ("sqlite", "file", "") or _may_write(folder)
+        if fine and (why := refusal(home)):
+            return Finding("tracking", "wrong", f"{uri}: {why}", "racing doctor --mend")
         return Finding(
             "tracking",
             "ok" if fine else "wrong",
@@ -334,10 +355,16 @@ def examine(home: Home) -> list[Finding]:
         *installed,
         learner(),
         writable(home),
-        stored(home),
+        *stored(home),
         *(columns(home, name) for name in sources(home)),
-        champion(home),
+        *titles(home),
         browser(),
-        tracking(home.tracking_uri),
+        tracking(home),
         machine(),
     ]
+
+
+def mend(home: Home, now: datetime) -> list[str]:  # what was done
+    "Move aside what is damaged, and bring an older tracking database up to date."
+    done = [mend_store(store, now) for store in stores(home)]
+    return [line for line in (*done, registry.mend(home, now), upgrade(home, now)) if line]

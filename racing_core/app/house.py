@@ -9,7 +9,7 @@ __all__ = ["commands", "run", "doctor", "lab_command", "lab"]
 import os
 import sys
 import time
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -106,23 +106,36 @@ def run(
 
 # %% ../../nbs/97a_app.house.ipynb #cell008
 @commands.command(
-    rich_help_panel="The house", epilog=examples("racing doctor", "racing doctor --json")
+    rich_help_panel="The house", epilog=examples("racing doctor", "racing doctor --mend")
 )
-def doctor(ctx: typer.Context, home: HomeOption = None, as_json: AsJson = False) -> None:
-    """Say what is installed, missing or misconfigured, and how to mend it.
+def doctor(
+    ctx: typer.Context,
+    mend: Annotated[
+        bool,
+        typer.Option(
+            "--mend", help="Move damaged files aside, and upgrade an older tracking database."
+        ),
+    ] = False,
+    home: HomeOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is installed, missing, damaged or misconfigured, and how to mend it.
 
-    Exit code 1 if the main job cannot run.
+    Exit code 1 if the main job cannot run or anything is wrong.
     """
     from racing_core.app import doctor as room
 
+    done = room.mend(ctx.obj.home, datetime.now(UTC)) if mend else []
     found = room.examine(ctx.obj.home)
     rows = [
         f"{f.state:<8}{f.name:<14}{f.found}" + (f"\n{'':<22}→ {f.do}" if f.do else "")
         for f in found
     ]
-    last = "ready" if room.usable(found) else "not usable: mend what is required"
-    ctx.obj.answer(room.as_dict(found), "\n".join([*rows, last]))
-    raise typer.Exit(0 if room.usable(found) else 1)
+    last = "ready" if room.ready(found) else "usable: mend what is wrong"
+    last = last if room.usable(found) else "not usable: mend what is required"
+    mended = [f"mended  {line}" for line in done]
+    ctx.obj.answer(room.as_dict(found) | dict(mended=done), "\n".join([*mended, *rows, last]))
+    raise typer.Exit(0 if room.ready(found) else 1)
 
 
 # %% ../../nbs/97a_app.house.ipynb #cell011

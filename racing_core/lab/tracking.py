@@ -32,6 +32,7 @@ from ..records import by_field
 __all__ = [
     "PACKAGES",
     "ANSWER",
+    "QUIET",
     "TRAINING",
     "look",
     "Run",
@@ -278,7 +279,7 @@ def headline(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell016
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # or its page opens on traces
 
 
@@ -289,7 +290,7 @@ def _local(home: Home) -> bool:
 
 def _client(home: Home) -> Any:
     "A client; the database is made by one process while the others wait."
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 

@@ -7,38 +7,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from importlib.metadata import version as installed
 from pathlib import Path
-from uuid import uuid4
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import AfterValidator as Checked
+from pydantic import ValidationError
 
 import polars as pl
 
 from .. import identity
 from ..betting import exotics
 from ..calibration import RaceSoftmax
-from ..errors import BadInput, Tampered
+from ..config import replacing, valid_name, write_whole
+from ..errors import BadInput, RacingError, Tampered
 from ..features.matrix import History, identities
 from ..features.matrix import names as features
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 from ..records import to_json
 from ..semantic.student import Student
-from ..starts import days_unknown
+from ..starts import days_unknown, moment
 
 # %% auto #0
 __all__ = [
     "SCHEMA_VERSION",
     "POWERS",
     "NAMES",
+    "MOST",
     "Origin",
     "code_of",
     "changed",
+    "Manifest",
+    "sealed",
+    "room_for",
     "write",
-    "swap",
+    "manifest_bytes",
     "manifest_of",
     "Bundle",
     "read",
@@ -106,24 +115,81 @@ def changed(
     return [n for kind, n in pairs if here.get(kind, {}).get(n) != made[kind][n]]
 
 
-# %% ../../nbs/70_release.bundle.ipynb #8edb47106e1a46a883d545849b8ab81b
-SCHEMA_VERSION = 2
+# %% ../../nbs/70_release.bundle.ipynb #manifestmodel
+SCHEMA_VERSION = 3
 POWERS = "stage_powers.json"
 NAMES = "names.parquet"
+MOST = 4 * 2**20  # bytes of a manifest
+_CIRCUMSTANCES = ("version", "written", "made")
+_Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Pieces = dict[str, str]
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+class Manifest(BaseModel):
+    "What a bundle says of itself."
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_version: int
+    version: Annotated[str, StringConstraints(pattern=r"^\d{8}-[0-9a-f]{10}$")]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    source: Annotated[str, Checked(lambda name: valid_name(name, "name of a source"))]
+    trained_from: date
+    trained_until: date
+    remembers_from: date | None
+    written: AwareDatetime
+    as_of: Annotated[str, Checked(moment)]
+    data_fingerprint: str
+    recipe: dict[str, Any]
+    made: dict[str, Any]
+    metrics: dict[str, Any]
+    scores: dict[str, Any]
+    correction: dict[str, Any] | None
+    features: list[str]
+    code: dict[str, _Pieces]
+    libraries: _Pieces
+    files: dict[str, _Hash]
+
+    @model_validator(mode="after")
+    def _days(self) -> Self:
+        "Days follow each other; a simulated world may lie in the future."
+        first, last = self.trained_from.toordinal(), self.trained_until.toordinal()
+        written = self.written.toordinal() + 1  # somewhere it is tomorrow
+        if not first <= last <= (last if self.source == "simulated" else written):
+            raise ValueError("trained_from, trained_until and written are not in this order")
+        if self.remembers_from and self.remembers_from.toordinal() > last + 1:
+            raise ValueError("remembers_from is later than training")
+        return self
 
 
-def _files(folder: Path) -> dict[str, str]:
-    "Relative path to SHA-256 of every file but the manifest."
-    found = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json")
-    return {f.relative_to(folder).as_posix(): _digest(f) for f in found}
+def sealed(
+    facts: dict,  # all that a manifest says but its schema and version
+) -> dict:  # the manifest
+    "Facts, and the version that vouches for them."
+    facts = json.loads(json.dumps(facts | dict(schema_version=SCHEMA_VERSION), default=str))
+    told = {k: v for k, v in facts.items() if k not in _CIRCUMSTANCES}
+    content = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    day = str(facts["trained_until"]).replace("-", "")
+    return facts | dict(version=f"{day}-{content[:10]}")
+
+
+# %% ../../nbs/70_release.bundle.ipynb #8edb47106e1a46a883d545849b8ab81b
+def room_for(
+    folder: Path,  # where a bundle shall be
+) -> Path:
+    "The folder, unless it holds something else than a bundle."
+    folder = Path(folder)
+    there = folder.exists()
+    if there and not (
+        folder.is_dir() and ((folder / "pipeline").is_dir() or not any(folder.iterdir()))
+    ):
+        expected, do = "a new or empty folder, or a bundle", "choose another with --out"
+        raise BadInput("something else is there", got=str(folder), expected=expected, do=do)
+    return folder
 
 
 def write(
-    folder: Path,  # where the bundle shall be; replaced whole if it is there
+    folder: Path,  # where the bundle shall be; one that is there is replaced whole
     pipeline: Pipeline,  # fitted
     history: History,  # what is remembered of the past, up to the end of training
     origin: Origin,
@@ -132,9 +198,7 @@ def write(
     names: pl.DataFrame | None = None,  # who is meant by a name, see `release.names`
 ) -> dict:  # the manifest
     "Write a bundle."
-    folder = Path(folder)
-    draft = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
-    try:
+    with replacing(room_for(folder)) as draft:
         save_pipeline(pipeline, draft / "pipeline")
         first = origin.remembers_from or origin.trained_until
         first -= timedelta(days_unknown(origin.as_of))
@@ -142,73 +206,105 @@ def write(
         if student:
             student.save(draft / "student.json")
         if stage_powers:
-            (draft / POWERS).write_text(json.dumps(stage_powers), encoding="utf-8")
+            write_whole(draft / POWERS, json.dumps(stage_powers))
         if names is not None:
             names.write_parquet(draft / NAMES)
-        manifest = _manifest(draft, pipeline, origin)
-        text = json.dumps(manifest, indent=1, default=str)
-        (draft / "manifest.json").write_text(text, encoding="utf-8")
-        swap(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        libraries = {lib: installed(lib) for lib in _LIBRARIES}
+        facts = dict(features=list(pipeline.columns), code=code_of(pipeline), libraries=libraries)
+        facts |= dict(correction=to_json(pipeline.correction))
+        files = {path: _digest((draft / path).read_bytes()) for path in _paths(draft)}
+        manifest = sealed(origin.facts() | facts | dict(files=files))
+        text = json.dumps(manifest, indent=1)
+        _believed(text.encode(), draft / "manifest.json")
+        write_whole(draft / "manifest.json", text)
     return manifest
 
 
-def _manifest(draft: Path, pipeline: Pipeline, origin: Origin) -> dict:
-    files = _files(draft)
-    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    version = f"{origin.trained_until:%Y%m%d}-{content[:10]}"
-    facts = dict(schema_version=SCHEMA_VERSION, version=version) | origin.facts()
-    libraries = {lib: installed(lib) for lib in _LIBRARIES}
-    more = dict(features=list(pipeline.columns), code=code_of(pipeline), libraries=libraries)
-    more |= dict(correction=to_json(pipeline.correction))
-    return facts | more | dict(files=files)
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-def swap(draft: Path, folder: Path) -> None:
-    "Put a finished folder in its place, whatever was there."
-    old = folder.with_name(f".{folder.name}-old-{uuid4().hex[:8]}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(draft, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _paths(folder: Path) -> list[str]:
+    "Every file but the manifest, as seen from the folder."
+    found = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+    return sorted(path for path in found if path != "manifest.json")
 
 
 # %% ../../nbs/70_release.bundle.ipynb #8763a12b2bbd4a93a75aff182afb95dc
+def _believed(text: bytes, file: Path) -> dict:
+    "A manifest that says what it should and has the version of what it says."
+    try:
+        told = json.loads(text) if len(text) <= MOST else "too large"
+        found = told.get("schema_version") if isinstance(told, dict) else None
+    except (ValueError, RecursionError) as e:
+        raise _unreadable(type(e).__name__, file) from e
+    if isinstance(found, int) and found != SCHEMA_VERSION:
+        what, do = "bundle of another format", "train a new one with `racing train`"
+        raise BadInput(what, got=found, expected=SCHEMA_VERSION, where=str(file.parent), do=do)
+    try:
+        Manifest.model_validate_json(text)
+    except ValidationError as e:
+        first = e.errors()[0]
+        got = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise _unreadable(got, file) from e
+    except BadInput as e:  # a name or a moment that is none
+        raise _unreadable(str(e), file) from e
+    if (version := sealed(told)["version"]) != told["version"]:
+        what, got = "the manifest was changed", told["version"]
+        raise Tampered(what, got=got, expected=version, where=str(file), do=_RESTORE)
+    return told
+
+
+_RESTORE = "restore the bundle or train a new one"
+
+
+def _unreadable(got: str, file: Path) -> Tampered:
+    expected = "the manifest of a bundle"
+    return Tampered("unreadable manifest", got=got, expected=expected, where=str(file), do=_RESTORE)
+
+
+def manifest_bytes(
+    folder: Path,
+) -> bytes:
+    "The manifest of a bundle as it lies there, no longer than one is."
+    file = Path(folder) / "manifest.json"
+    if not file.is_file():
+        do, expected = "train one with `racing train`", "a folder with manifest.json"
+        raise BadInput("no bundle there", got=str(folder), expected=expected, do=do)
+    with file.open("rb") as opened:
+        return opened.read(MOST + 1)
+
+
+# %% ../../nbs/70_release.bundle.ipynb #opened
+def _opened(folder: Path, manifest: dict) -> Iterator[tuple[str, bytes]]:
+    "Every file's path and verified bytes."
+    expected, found = manifest["files"], _paths(folder)
+    for path in sorted({*expected} ^ {*found}):
+        raise _tampered(folder / path, expected.get(path) and "nothing", expected.get(path))
+    for path in found:
+        data = (folder / path).read_bytes()
+        if (got := _digest(data)) != expected[path]:
+            raise _tampered(folder / path, got, expected[path])
+        yield path, data
+
+
 def manifest_of(
     folder: Path,
 ) -> dict:
     "The manifest of a bundle, its files verified."
     folder = Path(folder)
-    file = folder / "manifest.json"
-    if not file.is_file():
-        do, expected = "train one with `racing train`", "a folder with manifest.json"
-        raise BadInput("no bundle there", got=str(folder), expected=expected, do=do)
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        expected = dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as e:
-        got, where = type(e).__name__, str(file)
-        raise Tampered(
-            "unreadable manifest", got=got, expected="JSON with `files`", where=where
-        ) from e
-    found = _files(folder)
-    for path in sorted(found.keys() | expected.keys()):
-        if found.get(path) != expected.get(path):
-            raise _tampered(folder / path, found.get(path), expected.get(path))
+    manifest = _believed(manifest_bytes(folder), folder / "manifest.json")
+    for _ in _opened(folder, manifest):
+        pass
     return manifest
 
 
 def _tampered(file: Path, found: str | None, expected: str | None) -> Tampered:
-    what = "file was changed"
-    if found is None:
-        what = "file is missing"
+    what = "file is missing" if found == "nothing" else "file was changed"
     if expected is None:
         what = "file is not in the manifest"
-    do = "restore the bundle or train a new one"
-    got, wanted = found or "nothing", expected or "nothing"
-    return Tampered(what, got=got, expected=wanted, where=str(file), do=do)
+    got, wanted = found or "a file", expected or "nothing"
+    return Tampered(what, got=got, expected=wanted, where=str(file), do=_RESTORE)
 
 
 # %% ../../nbs/70_release.bundle.ipynb #7cdc8c89c7104fffa095e18ddfef8986
@@ -228,22 +324,38 @@ def read(
     folder: Path,  # what `write` wrote
 ) -> Bundle:
     "Verify a bundle, then load it."
-    folder, manifest = Path(folder), manifest_of(folder)
-    if (found := manifest.get("schema_version")) != SCHEMA_VERSION:
-        what, do = "bundle of another format", "train a new one with `racing train`"
-        raise BadInput(what, got=found, expected=SCHEMA_VERSION, where=str(folder), do=do)
+    folder = Path(folder)
+    manifest = _believed(manifest_bytes(folder), folder / "manifest.json")
     if gone := sorted(set(manifest["features"]) - set(features())):
         raise _stale(manifest, [f"{name} (no longer made)" for name in gone], folder)
-    pipeline = load_pipeline(folder / "pipeline")
-    if other := changed(manifest["code"], code_of(pipeline)):
+    with TemporaryDirectory(prefix="racing-") as own:  # what was verified, out of others' hands
+        for path, data in _opened(folder, manifest):
+            (Path(own) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(own) / path).write_bytes(data)
+        try:
+            bundle = _loaded(Path(own), manifest)
+        except RacingError as e:
+            where = (e.where or str(folder)).replace(own, str(folder))
+            raise type(e)(e.what, got=e.got, expected=e.expected, where=where, do=e.do) from e
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # whatever a library may raise at a file, panics included
+            what, got = "a bundle that cannot be loaded", f"{type(e).__name__}: {e}"[:200]
+            raise Tampered(what, got=got, where=str(folder), do=_RESTORE) from e
+    if other := changed(manifest["code"], code_of(bundle.pipeline)):
         raise _stale(manifest, other, folder)
     _tell_libraries(manifest)
+    return bundle
+
+
+def _loaded(folder: Path, manifest: dict) -> Bundle:
+    pipeline, history = load_pipeline(folder / "pipeline"), History.load(folder / "history")
     carried = "student.json" in manifest["files"]
     student = Student.load(folder / "student.json") if carried else None
     powers = json.loads((folder / POWERS).read_bytes()) if POWERS in manifest["files"] else {}
     named = NAMES in manifest["files"]
     people = pl.read_parquet(folder / NAMES, glob=False) if named else None
-    return Bundle(pipeline, History.load(folder / "history"), manifest, student, powers, people)
+    return Bundle(pipeline, history, manifest, student, powers, people)
 
 
 def _stale(manifest: dict, names: list[str], folder: Path) -> BadInput:

@@ -25,7 +25,7 @@ from ..metrics import delta_r2, summary
 from ..pipeline import Pipeline, answered
 from ..pipeline import recipe as recipe_of
 from ..records import to_json
-from .bundle import Origin, write
+from .bundle import Origin, room_for, write
 from .names import remembered
 from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
@@ -63,15 +63,17 @@ def _stage_powers(pipeline: Pipeline, own: Races) -> dict[str, list[float]]:
     return {stage: found for stage, found in powers.items() if found}
 
 
-def _past(store: Store, until: date | None, as_of: str) -> tuple[pl.DataFrame, str]:
-    """The wide frame of all that may be known, as of the moment that cards will be answered, and the
-    fingerprint of the data that it is from."""
+def _past(store: Store, until: date | None, as_of: str) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+    """The wide frame of all that may be known, as of the moment that cards will be answered, other
+    names of its people, and the fingerprint of the data that both are from."""
     before = until + timedelta(1) if until else None
-    starts, data = store.at_once(lambda s: (s.starts(until=before, as_of=as_of), s.fingerprint))
+    starts, aliases, data = store.at_once(
+        lambda s: (s.starts(until=before, as_of=as_of), s.read("aliases"), s.fingerprint)
+    )
     if starts.is_empty():
         got, do = f"no race of {store.source} up to {until}", "see `racing ingest --help`"
         raise BadInput("nothing to train on", got=got, expected="stored races", do=do)
-    return starts, data
+    return starts, aliases, data
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def train(
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle, as a run that is kept."
     pipeline = make() if make else recipe_of(recipe, recipes)
-    settings, store = pipeline.settings(), Store(home, source)
-    (starts, data), named = _past(store, until, as_of), "" if make else recipe
+    settings, store, out = pipeline.settings(), Store(home, source), room_for(out)
+    (starts, aliases, data), named = _past(store, until, as_of), "" if make else recipe
     asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook, as_of=as_of)
     with tracked(home, "train", source, asked, data=data) as run:
         told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
@@ -143,9 +145,8 @@ def train(
             scores=told.scores,
             as_of=as_of,
         )
-        names = remembered(starts, store.read("aliases"))
-        parts = (told.history, origin, told.student, told.powers, names)
-        manifest = write(Path(out), pipeline, *parts)
+        parts = (told.history, origin, told.student, told.powers, remembered(starts, aliases))
+        manifest = write(out, pipeline, *parts)
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
