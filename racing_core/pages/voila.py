@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config import Home, shipped
 from ..errors import BadInput
+from .visitors import Bounds
 
 # %% auto #0
 __all__ = ["NOTEBOOK", "await_visitor", "command", "environment", "serve"]
@@ -59,7 +60,7 @@ def command(
         f"--{manager}.cull_interval={max(idle_s // 5, 1)}",
         f"--{manager}.cull_connected=False",
     ]
-    return [sys.executable, "-m", "voila", str(notebook), *options]
+    return [sys.executable, "-m", "racing_core.pages.visitors", str(notebook), *options]
 
 
 # %% ../../nbs/92a_pages.voila.ipynb #cell007
@@ -91,5 +92,6 @@ def serve(
     notebook = notebook or shipped(NOTEBOOK)
     if not notebook.is_file():
         raise BadInput("no such notebook", got=str(notebook), expected=NOTEBOOK)
+    Bounds.of()  # a bound that is none is told here
     sys.stdout.flush()
     os.execve(sys.executable, command(notebook, port, browser), environment(home, notebook))
