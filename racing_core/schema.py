@@ -10,7 +10,8 @@ __all__ = [
     "CLASS",
     "WETNESS",
     "GOING",
-    "STAGE",
+    "MOMENT",
+    "KIND",
     "POOL",
     "RACES",
     "RUNNERS",
@@ -36,7 +37,7 @@ from .errors import BadInput
 # %% ../nbs/02_schema.ipynb #cell005
 STATUS = pl.Enum(["finished", "did_not_finish", "disqualified", "non_runner"])
 SURFACE = pl.Enum(["turf", "dirt", "all_weather"])
-RACE_TYPE = pl.Enum(["flat", "hurdle", "chase", "jump"])
+RACE_TYPE = pl.Enum(["flat", "hurdle", "chase", "jump", "cross", "trot"])
 CLASS = pl.Enum(
     [
         "newcomer",
@@ -75,7 +76,10 @@ WETNESS = {
     "sealed": 6.0,
 }
 GOING = pl.Enum(sorted(WETNESS, key=WETNESS.get))
-STAGE = pl.Enum(["forecast", "opening", "closing", "exchange_sp"])
+MOMENT = pl.Enum(
+    ["evening", "breakfast", "morning", "T-60", "T-10", "scheduled_off", "close", "bsp"]
+)  # in the order of time; `close` and `bsp` are both final, known at the off and no earlier
+KIND = pl.Enum(["tote", "fixed", "exchange"])
 POOL = pl.Enum(
     [
         "win",
@@ -103,6 +107,7 @@ class Column:
     null: bool = True  # may the value be unknown?
     lo: float | None = None  # smallest value accepted
     hi: float | None = None  # largest value accepted
+    known: str = "evening"  # of MOMENT: when it is known for a race that is still to be run
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,9 @@ RUNNERS = Table(
         "trainer_name": Column(pl.String, "name as printed"),
         "draw": Column(pl.Int16, "starting stall, 1 next to the rail", lo=1, hi=40),
         "weight_kg": Column(pl.Float64, "weight carried, kilograms", lo=35, hi=90),
-        "body_weight_kg": Column(pl.Float64, "weight of the horse, kilograms", lo=250, hi=750),
+        "body_weight_kg": Column(
+            pl.Float64, "weight of the horse, kilograms", lo=250, hi=750, known="T-60"
+        ),
         "rating": Column(pl.Float64, "official handicap rating before the race", lo=0, hi=200),
         "age": Column(pl.Int8, "age in years", lo=1, hi=25),
         "sex": Column(pl.String, "colt, filly, gelding, horse, mare"),
@@ -210,14 +217,16 @@ SECTIONS = Table(
 
 PRICES = Table(
     "prices",
-    ("race_id", "runner_no", "stage"),
+    ("race_id", "runner_no", "moment", "kind"),
     {
         "race_id": _RACE_ID,
         "runner_no": _RUNNER_NO,
-        "stage": Column(STAGE, "when the price stood", null=False),
+        "moment": Column(MOMENT, "when the price stood", null=False),
+        "kind": Column(KIND, "who made it: a pool, a bookmaker or other bettors", null=False),
         "odds": Column(
             pl.Float64, "decimal win odds, stake included", null=False, lo=1.001, hi=100000
         ),
+        "volume": Column(pl.Float64, "money matched up to then, in the market's currency", lo=0),
     },
 )
 
@@ -234,18 +243,32 @@ DIVIDENDS = Table(
     },
 )
 
+_OBSERVED = "T-10"  # the last reading before the off is no forecast of the morning
+
 WEATHER = Table(
     "weather",
     ("race_id",),
     {
         "race_id": _RACE_ID,
-        "sky": Column(pl.String, "fine, cloudy, light_rain, rain, light_snow, snow"),
-        "temperature_c": Column(pl.Float64, "air temperature, degrees Celsius", lo=-40, hi=55),
-        "precipitation_mm": Column(
-            pl.Float64, "precipitation in the last 24 hours, millimetres", lo=0, hi=1000
+        "sky": Column(
+            pl.String, "fine, cloudy, light_rain, rain, light_snow, snow", known=_OBSERVED
         ),
-        "wind_speed_ms": Column(pl.Float64, "wind speed, metres per second", lo=0, hi=80),
-        "humidity_pct": Column(pl.Float64, "relative humidity, percent", lo=0, hi=100),
+        "temperature_c": Column(
+            pl.Float64, "air temperature, degrees Celsius", lo=-40, hi=55, known=_OBSERVED
+        ),
+        "precipitation_mm": Column(
+            pl.Float64,
+            "precipitation in the last 24 hours, millimetres",
+            lo=0,
+            hi=1000,
+            known=_OBSERVED,
+        ),
+        "wind_speed_ms": Column(
+            pl.Float64, "wind speed, metres per second", lo=0, hi=80, known=_OBSERVED
+        ),
+        "humidity_pct": Column(
+            pl.Float64, "relative humidity, percent", lo=0, hi=100, known=_OBSERVED
+        ),
         "origin": Column(pl.String, "who observed it", null=False),
     },
 )

@@ -475,12 +475,12 @@ def test_winners_are_drawn_with_their_chances():
 def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
     keys = dict(race_id=["a"] * 3, runner_no=[1, 2, 3])
     starts = pl.DataFrame(keys)
-    stage = ["opening"] * 3 + ["closing"] * 2
+    moment = ["morning"] * 3 + ["close"] * 2
     prices = pl.DataFrame(
         dict(
             race_id=["a"] * 5,
             runner_no=[3, 1, 2, 1, 2],
-            stage=stage,
+            moment=moment,
             odds=[9.0, 3.0, 4.0, 2.0, 5.0],
         )
     )
@@ -488,7 +488,7 @@ def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
     assert at["odds"][:2].tolist() == [3, 4]
     assert np.isnan(at["odds"][2])  # never paid, so never chosen
     assert at["settle_odds"][:2].tolist() == [2, 5]
-    assert label == "chosen at the opening price, settled at the closing price"
+    assert label == "chosen at the morning price, settled at the close price"
     path = backtest.run(
         [0.5, 0.1, 0.4],
         at["odds"],
@@ -501,8 +501,8 @@ def test_the_next_price_is_chosen_at_one_moment_and_paid_at_another():
         settle_odds=at["settle_odds"],
     )
     assert path["profit"].item() == pytest.approx(10)
-    with pytest.raises(BadInput, match="closing, opening"):
-        backtest.stage_odds(starts, prices, "forecast")
+    with pytest.raises(BadInput, match="close, morning"):
+        backtest.moment_odds(starts, prices, "evening")
 
 
 def test_paying_at_a_worse_price_than_chosen_is_possible():

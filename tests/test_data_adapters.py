@@ -132,7 +132,7 @@ def test_exchange_prices_and_unknown_places(tmp_path):
         and winners(starts).tolist() == [0, 1]
         and starts["odds"].to_list() == [3.1, 1.9]
     )
-    assert set(Store(home, "betfair").read("prices")["stage"]) == {"closing", "exchange_sp"}
+    assert set(Store(home, "betfair").read("prices")["moment"]) == {"bsp"}
     shares = dict(coverage(starts).rows())
     assert (shares["jockey_id"], shares["position"], shares["odds"]) == (0, 0.5, 1)
 
@@ -244,7 +244,7 @@ def test_real_exchange_of_later_years(shared_data):
     assert [account[c] for c in counted] == [285377, 669, 0, 284708, 28942, 65]
     assert races["off_utc"].null_count() == 0
     assert races["date"].dt.strftime("%Y-%m").n_unique() == 19  # months are missing in between
-    closing = done.tables["prices"].filter(pl.col("stage").cast(pl.String) == "closing")
+    closing = done.tables["prices"].filter(pl.col("moment").cast(pl.String) == "bsp")
     assert overround(closing).mean() == pytest.approx(1.004, abs=0.001)
 
 

@@ -304,7 +304,7 @@ def test_cards_live_apart_and_carry_forecast_prices(server, home):
         store.read("races")["currency"][0],
     ) == (1, 2, 3140, "GBP")
     assert (
-        store.read("prices").rows()[0][2:] == ("forecast", 4.0)
+        store.read("prices").rows()[0][2:] == ("morning", "fixed", 4.0, None)
         and store.read("races")["distance_m"][0] == 1621
     )
     assert (

@@ -23,7 +23,7 @@ from racing_core.lab.targets import success
 from racing_core.odds import has_market, implied, overround
 from racing_core.pages import report as reports
 from racing_core.pipeline import Pipeline
-from racing_core.schema import STATUS
+from racing_core.schema import STATUS, TABLES, conform
 from racing_core.simulate import Effects, simulate
 
 WORLD = simulate(
@@ -292,15 +292,8 @@ def test_6_a_priced_non_runner_is_no_part_of_the_market():
         .select("race_id", "runner_no")
     )
     assert len(out) > 20
-    early = (
-        WORLD.tables["prices"]
-        .clear()
-        .vstack(
-            out.with_columns(stage=pl.lit("closing"), odds=pl.lit(5.0)).cast(
-                WORLD.tables["prices"].schema
-            )
-        )
-    )
+    row = dict(moment=pl.lit("close"), kind=pl.lit("tote"), odds=pl.lit(5.0))
+    early = conform(out.with_columns(**row), TABLES["prices"])
     priced = st.starts_frame(
         WORLD.tables | {"prices": pl.concat([WORLD.tables["prices"], early])}, WORLD.truth
     )

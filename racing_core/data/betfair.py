@@ -15,17 +15,15 @@ from racing_core.data.base import (
     Field,
     Parsed,
     Quarantine,
+    Quote,
     assemble,
     drop_duplicates,
     files_of,
     insist,
-    integer,
-    number,
     read_rows,
-    text,
     translate,
-    word,
 )
+from .readers import integer, number, text, word
 
 # %% ../../nbs/13b_data.betfair.ipynb #cell005
 COLUMNS = [
@@ -115,14 +113,9 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
 
 
 def _as_known(tables: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    "Without the positions that nobody told, and with the starting price under its own name."
-    results, prices = tables["results"], tables["prices"]
-    also = prices.with_columns(stage=pl.lit("exchange_sp").cast(prices.schema["stage"]))
-    known = results.with_columns(position=pl.when(pl.col("position") == 1).then("position"))
-    return tables | {
-        "results": known,
-        "prices": pl.concat([prices, also]).sort("race_id", "runner_no", "stage"),
-    }
+    "Without the positions that nobody told."
+    position = pl.when(pl.col("position") == 1).then("position")
+    return tables | {"results": tables["results"].with_columns(position=position)}
 
 
 # %% ../../nbs/13b_data.betfair.ipynb #cell010
@@ -144,6 +137,7 @@ def parse(
         quarantine,
         len(everything),
         duplicates,
+        quotes=(Quote("odds", "bsp", "exchange"),),
         why={"starts under a name that ran twice that day": twice} if twice else {},
     )
     return Parsed(_as_known(done.tables), done.quarantine, done.reconciliation)

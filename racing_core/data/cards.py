@@ -12,18 +12,17 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Parsed, Quarantine, integer, text, translate
+from .base import Parsed, Quarantine, translate
+from .readers import POUND_KG, calendar, integer, text
 from racing_core.data.notations import (
     COLUMNS,
     FIELDS,
     RACE_NAMES,
     REQUIRED,
     RUNNER_NAMES,
-    calendar,
     plain,
 )
 from .racebase import match_columns
-from .rpscrape import POUND_KG
 from ..errors import BadInput
 from ..schema import PRICES, RACES, RESULTS, RUNNERS, Table, conform, violations
 
@@ -188,7 +187,9 @@ def _tables(out: pl.DataFrame) -> dict[str, pl.DataFrame]:
     heads = out.group_by("race_id", maintain_order=True).agg(first)
     heads = heads.with_columns(pl.col("race_type").fill_null("flat"))
     gone = pl.col("non_runner").eq_missing("yes")
-    priced = out.filter(~gone, pl.col("odds").is_not_null()).with_columns(stage=pl.lit("closing"))
+    priced = out.filter(~gone, pl.col("odds").is_not_null()).with_columns(
+        moment=pl.lit("close"), kind=pl.lit("fixed")
+    )
     withdrawn = out.filter(gone).select("race_id", "runner_no", status=pl.lit("non_runner"))
     parts = [(RACES, heads), (RUNNERS, out), (PRICES, priced), (RESULTS, withdrawn)]
     return {
@@ -273,7 +274,8 @@ def as_requests(
     card: Parsed,  # what `parse_card` returned
 ) -> list[dict]:  # a JSON-ready request for each race, nulls left out
     "Each race in the form the service takes; a race under a source or id of its own keeps them."
-    key, odds = ["race_id", "runner_no"], card.tables["prices"].drop("stage")
+    key = list(RUNNERS.key)
+    odds = card.tables["prices"].select(*key, "odds")
     gone = card.tables["results"].select(*key, non_runner=pl.lit(True))
     runners = card.tables["runners"].rename({"jockey_id": "jockey", "trainer_id": "trainer"})
     runners = runners.join(odds, on=key, how="left").join(gone, on=key, how="left")

@@ -8,7 +8,6 @@ __all__ = ["RACE_FIELDS", "RUNNER_FIELDS", "JURISDICTION", "CODES", "flatten", "
 # %% ../../nbs/14a_data.racejson.ipynb #cell002
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -17,17 +16,21 @@ from racing_core.data.base import (
     Field,
     Parsed,
     Quarantine,
+    Quote,
     _fill,
     assemble,
+    translate,
+)
+from racing_core.data.readers import (
+    POUND_KG,
     clock,
     day,
+    distance_m,
     integer,
     number,
     text,
-    translate,
     word,
 )
-from .racebase import distance
 from ..schema import GOING, PRICES, RACES, RUNNERS
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell005
@@ -99,7 +102,6 @@ _MONEY = {"HK$": "HKD", "A$": "AUD", "£": "GBP", "€": "EUR", "¥": "JPY", "$"
 _GRADES = [(rf"(?i)(group|grade|^g) ?{i}\b", f"group_{i}") for i in (1, 2, 3)]
 _LEVELS = [(rf"(?i)class[ _]{i}\b", f"class_{i}") for i in range(1, 8)]
 _CLASSES = [*_GRADES, ("(?i)listed", "listed"), *_LEVELS, ("(?i)maiden", "maiden")]
-_POUND = 0.45359237
 
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell011
@@ -145,7 +147,7 @@ def _region(e: pl.Expr) -> pl.Expr:
 
 
 def _kilograms(e: pl.Expr) -> pl.Expr:
-    return (_positive(number)(e) * _POUND).round(3)
+    return (_positive(number)(e) * POUND_KG).round(3)
 
 
 def _soft(name: str, field: str, how: Callable[[pl.Expr], pl.Expr], expected: str, *nothing: str):
@@ -162,7 +164,7 @@ _RACE = [
     _soft("off_utc", "off_utc", _moment, "a time like 2026-01-31T14:15:00+00:00"),
     Field("race_type", "race_type", _low(_TYPE), "one of " + ", ".join(_TYPE)),
     _soft("surface", "surface", _low(_SURFACE), "one of " + ", ".join(_SURFACE)),
-    Field("distance_m", "distance_m", distance, "metres, or miles, furlongs and yards"),
+    Field("distance_m", "distance_m", distance_m, "metres, or miles, furlongs and yards"),
     _soft("going", "going", _low(_GOING), "a going"),
     _soft("rating_low", "rating_band", _band(r"^(\d+)-\d+$"), "a band like 0-60"),
     _soft("rating_high", "rating_band", _band(r"^\d+-(\d+)$"), "a band like 0-60"),
@@ -316,15 +318,10 @@ def _results(
     rows: pl.DataFrame, quarantine: Quarantine, read: int, repeated: int, why: dict[str, int]
 ) -> Parsed:
     "Results with starting prices, and with exchange prices where there are any."
-    done = assemble(rows.drop("bsp"), quarantine, read, repeated, why=why)
     low, high = PRICES.columns["odds"].lo, PRICES.columns["odds"].hi
-    ran = rows.filter(pl.col("bsp").is_between(low, high), pl.col("status") != "non_runner")
-    stage = pl.lit("exchange_sp", PRICES.dtypes["stage"])
-    number_ = pl.col("runner_no").cast(pl.Int16)
-    exchange = ran.select("race_id", number_, stage=stage, odds="bsp")
-    exchange = exchange.join(done.tables["runners"], on=RUNNERS.key, how="semi")
-    prices = pl.concat([done.tables["prices"], exchange]).sort(PRICES.key)
-    return replace(done, tables=done.tables | {"prices": prices})
+    rows = rows.with_columns(bsp=pl.when(pl.col("bsp").is_between(low, high)).then("bsp"))
+    quotes = (Quote(kind="fixed"), Quote("bsp", "bsp", "exchange"))
+    return assemble(rows, quarantine, read, repeated, why=why, quotes=quotes)
 
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell038
@@ -336,7 +333,7 @@ def _cards(
     first = (pl.col(c).drop_nulls().first() for c in of_race)
     heads = rows.group_by("race_id", maintain_order=True).agg(first)
     tables = {t.name: _fill(part, t, quarantine) for t, part in ((RACES, heads), (RUNNERS, rows))}
-    priced = rows.filter(pl.col("odds").is_not_null()).with_columns(stage=pl.lit("forecast"))
+    priced = Quote("odds", "morning", "fixed").of(rows)
     tables["prices"] = _fill(priced, PRICES, quarantine, whole=False)
     sound = ~pl.col("race_id").is_in(list(quarantine.races))
     tables = {name: table.filter(sound) for name, table in tables.items()}
