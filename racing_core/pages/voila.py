@@ -92,6 +92,6 @@ def serve(
     notebook = notebook or shipped(NOTEBOOK)
     if not notebook.is_file():
         raise BadInput("no such notebook", got=str(notebook), expected=NOTEBOOK)
-    Bounds.of()  # a bound that is none is told here
+    Bounds.of()  # a bound that is none is refused here, not by the server
     sys.stdout.flush()
     os.execve(sys.executable, command(notebook, port, browser), environment(home, notebook))
