@@ -26,7 +26,6 @@ from racing_core.data.ingest import ingest_world
 from racing_core.models.linear import ConditionalLogit
 from racing_core.odds import centred
 from racing_core.pages import raceday as dashboard
-from racing_core.pages.voila import serve
 from racing_core.pipeline import PRICE, Pipeline
 from racing_core.release.registry import promote
 from racing_core.release.training import train
@@ -508,9 +507,3 @@ def test_there_are_no_more_kernels_than_the_bound(place, grace_s, last):
         assert replies[0].status_code == 200 and replies[-1].status_code == last
         if last == 503:
             assert replies[-1].headers["Retry-After"] and "Close a tab" in replies[-1].text
-
-
-def test_a_bound_that_is_none_is_refused_by_name(place, monkeypatch):
-    monkeypatch.setenv("RACING_DASHBOARD_KERNELS", "inf")
-    with pytest.raises(dashboard.BadInput, match="RACING_DASHBOARD_KERNELS"):
-        serve(place, notebook=NOTEBOOK)

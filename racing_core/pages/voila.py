@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..config import Home, shipped
 from ..errors import BadInput
-from .visitors import Bounds
 
 # %% auto #0
 __all__ = ["NOTEBOOK", "await_visitor", "command", "environment", "serve"]
@@ -92,6 +91,5 @@ def serve(
     notebook = notebook or shipped(NOTEBOOK)
     if not notebook.is_file():
         raise BadInput("no such notebook", got=str(notebook), expected=NOTEBOOK)
-    Bounds.of()  # a bound that is none is refused here, not by the server
     sys.stdout.flush()
     os.execve(sys.executable, command(notebook, port, browser), environment(home, notebook))
