@@ -7,10 +7,11 @@ LOCK   := requirements.lock
 SOURCE ?= simulated
 DATA   ?=
 ARGS   ?=
+ROUNDS ?= 5
 # several processes on few cores: one thread each, or OpenMP threads spend their time waiting for one another
 ONE    := OMP_NUM_THREADS=1 POLARS_MAX_THREADS=2
 
-.PHONY: help run test export samples docs notebooks suite nightly lint readme lab clean openmp system
+.PHONY: help run test export samples docs notebooks suite nightly fuzz bench lint readme lab clean openmp system
 help:           ## what there is to make
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -39,6 +40,15 @@ suite: $(VENV)/.test system
 
 nightly: $(VENV)/.test ## the fair market on forty small worlds: false claims of an edge, and coverage of the interval (minutes)
 	@FAIR_WORLDS=40 $(ONE) $(BIN)/python -m pytest -q -s tests/test_fair_market.py
+
+fuzz: $(VENV)/.test ## the property tests with other examples every time, ROUNDS times; what is found becomes an @example
+	@for i in $$(seq $(ROUNDS)); do \
+	$(ONE) $(BIN)/python -m pytest -q -n 2 -m hypothesis --hypothesis-profile fuzz $(ARGS) tests || exit 1; done
+
+bench: $(VENV)/.test ## times and memory, which no test asserts: waits, features, the rooms up to the bets
+	@$(ONE) $(BIN)/python benchmarks/waits.py
+	@$(ONE) $(BIN)/python benchmarks/features.py --races 4000
+	@$(ONE) $(BIN)/python benchmarks/rooms.py --races 1600
 
 readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb

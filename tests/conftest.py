@@ -1,9 +1,17 @@
-"""Fixtures shared by the whole suite."""
+"""Fixtures shared by the whole suite, and how its property tests choose their examples."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, or a red run says nothing about the change that it is red for; no
+# deadline, or a busy machine is a fault. `make fuzz` looks for new ones: what it finds becomes an
+# `@example`, and the blob that it prints reproduces it until then.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent.parent
 

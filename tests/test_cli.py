@@ -643,6 +643,21 @@ def test_absent_comments_are_told_without_a_file_name(home, tmp_path):
     ), said
 
 
+@pytest.mark.parametrize(
+    ("command", "variable", "text"),
+    [
+        ("serve", "RACING_SERVE_PATIENCE_S", "nan"),
+        ("serve", "RACING_LLM_DAILY_BUDGET_USD", "inf"),
+        ("dashboard", "RACING_DASHBOARD_KERNELS", "-3"),
+        ("score", "RACING_LLM_OUTPUT_USD", "-1"),
+    ],
+)
+def test_a_number_of_the_environment_is_refused_by_name(command, variable, text, home, card):
+    argv = [command, *([card] if command == "score" else ["--port", free_port()])]
+    told = answer(*argv, home=home, code=2, env={variable: text})
+    assert told["where"] == variable and told["got"] == text
+
+
 def test_the_service_starts_answers_and_stops(home, card):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

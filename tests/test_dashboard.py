@@ -1,16 +1,21 @@
 """The race-day page from outside: explanations that add up, HTML that is safe, and a real browser on a real Voilà."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlparse
 
+import httpx
 import numpy as np
 import polars as pl
 import psutil
@@ -226,8 +231,8 @@ def test_without_a_champion_the_page_says_what_to_type(tmp_path):
 # --- the server and the browser
 
 
-@pytest.fixture(scope="module")
-def server(place):
+@contextlib.contextmanager
+def voila(place, name="voila", **env):
     """Voilà as `racing dashboard` starts it."""
     pytest.importorskip("voila", reason="Voilà is not installed (extra `ui`)")
     with socket.socket() as free:
@@ -238,19 +243,20 @@ def server(place):
         " import voila as d; h, n, f = sys.argv[1:]; d.serve(c.home(h), int(n), p.Path(f))"
     )
     arguments = [str(place.root), str(port), str(NOTEBOOK)]
-    log = (place.root / "voila.log").open("w")
+    log = (place.root / f"{name}.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-c", start, *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=place.root,
+        env=os.environ | env,
     )
     try:
         for _ in range(600):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert process.poll() is None, (place.root / "voila.log").read_text()
+            assert process.poll() is None, (place.root / f"{name}.log").read_text()
             time.sleep(0.1)
         yield process, f"http://127.0.0.1:{port}/"
         tree = psutil.Process(process.pid).children(recursive=True)
@@ -260,6 +266,12 @@ def server(place):
     finally:
         process.kill()
         log.close()
+
+
+@pytest.fixture(scope="module")
+def server(place):
+    with voila(place) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -419,3 +431,80 @@ def test_server_and_kernels_listen_on_this_machine_only(page, server):
         if c.status == psutil.CONN_LISTEN
     ]
     assert listening and set(listening) <= {"127.0.0.1", "::1"}
+
+
+# --- who may look, and how many
+
+
+def kernels(server) -> set[int]:
+    "Processes of kernels below the server."
+    return {
+        p.pid
+        for p in psutil.Process(server[0].pid).children(recursive=True)
+        if "ipykernel" in " ".join(p.cmdline())
+    }
+
+
+def stands_ready(server) -> set[int]:
+    "The kernels once the one that is started ahead is there."
+    for _ in range(600):
+        if running := kernels(server):
+            return running
+        time.sleep(0.1)
+    raise AssertionError("no kernel was started ahead")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example.org"},
+        {"Host": "rebound.example.org:8866", "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "iframe", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"},
+        {"Origin": "https://example.org"},
+        {"Accept": "image/avif,image/webp,*/*;q=0.8"},
+    ],
+    ids=str,
+)
+def test_a_request_that_is_no_visit_starts_no_kernel(server, headers):
+    before = stands_ready(server)
+    reply = httpx.get(server[1], headers=headers)
+    assert reply.status_code == 403 and "table.race" not in reply.text
+    assert kernels(server) == before
+
+
+def test_pictures_on_a_stranger_s_page_start_no_kernel(server, chromium):
+    pictures = "".join(f'<img src="{server[1]}?{i}" onerror="gone++">' for i in range(5))
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f"<script>gone = 0</script>{pictures}".encode())
+
+        def log_message(self, *args): ...
+
+    stranger = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    threading.Thread(target=stranger.serve_forever, daemon=True).start()
+    before, page = stands_ready(server), chromium.new_page()
+    page.goto(f"http://localhost:{stranger.server_port}/")
+    page.wait_for_function("gone === 5", timeout=60_000)
+    assert kernels(server) == before
+    page.close()
+    stranger.shutdown()
+
+
+@pytest.mark.parametrize(("grace_s", "last"), [("600", 503), ("0", 200)])
+def test_there_are_no_more_kernels_than_the_bound(place, grace_s, last):
+    bounds = dict(RACING_DASHBOARD_KERNELS="2", RACING_DASHBOARD_GRACE_S=grace_s)
+    with voila(place, f"bound-{grace_s}", **bounds) as server:
+        stands_ready(server)
+        replies = []
+        for _ in range(4):
+            replies.append(httpx.get(server[1], timeout=120))
+            assert len(kernels(server)) <= 2
+        assert replies[0].status_code == 200 and replies[-1].status_code == last
+        if last == 503:
+            assert replies[-1].headers["Retry-After"] and "Close a tab" in replies[-1].text

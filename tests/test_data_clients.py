@@ -5,12 +5,14 @@ import copy
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -475,6 +477,28 @@ def test_no_answer_breaks_the_parser(data, kind):
     r = done.reconciliation
     assert r["rows_read"] == r["duplicates"] + r["quarantined"] + r["non_runners"] + r["starters"]
     assert all(not len(violations(df, TABLES[name])) for name, df in done.tables.items())
+
+
+def test_half_a_character_is_no_traceback():
+    spoilt = result(days(1)[0], 1, race_id="rac_\udc00", course="Asc\ud800t", **{"\ud800": 1})
+    spoilt["runners"][0]["horse"] = "Half \ud83d"
+    done = racejson.parse([("page", ["\ud800", {"race_id": "\udc00"}, spoilt])], "results")
+    assert done.tables["races"]["course"].to_list() == ["Asc?t"]
+    assert "Half ?" in done.tables["runners"]["horse_name"].to_list()
+    assert done.tables["races"]["race_no"].to_list() == [1] and len(done.quarantine) == 2
+
+
+def test_courses_are_found_below_a_folder_whose_name_is_a_pattern(tmp_path):
+    import racing_core
+
+    folder = tmp_path / "a[bc]*"
+    shutil.copytree(Path(racing_core.__file__).parent, folder / "racing_core")
+    code = "from racing_core.data import weather; print(len(weather.courses()), weather.__file__)"
+    env = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path
+    )
+    assert str(folder) in done.stdout and int(done.stdout.split()[0]) > 50, done.stderr
 
 
 def test_a_word_not_understood_hides_no_worse_fault():

@@ -229,7 +229,7 @@ def test_the_deadline_ends_everything(server):
     server.routes["/x"] = stalls
     short = Limits(timeout_s=0.4, deadline_s=1.0, attempts=50, backoff_s=0.01)
     (e,), client = ask(server, "/x", limits=short)
-    assert isinstance(e, Unreachable) and 2 <= client.requests < 10
+    assert isinstance(e, Unreachable) and 1 <= client.requests < short.attempts
 
 
 @pytest.mark.parametrize(
@@ -342,31 +342,30 @@ def test_a_redirect_carries_no_key_away(server):
 
 
 def test_questions_are_spaced_but_not_one_by_one(server):
-    asked = []
+    asked, three = [], threading.Barrier(3, timeout=60)
 
-    def slowly(h, q):
-        "Takes its time, and turns the fourth away when it comes with the first."
+    def together(h, q):
+        "Answers nobody before three are waiting for it."
         asked.append(time.monotonic())
-        crowded = len(asked) == 4 and asked[-1] - asked[0] < 0.3
-        time.sleep(0.7)
-        h.send({"fine": True}, 429 if crowded else 200)
+        three.wait()
+        h.send({"fine": True})
 
-    server.routes["/x"] = slowly
-    spaced = Limits(timeout_s=9, deadline_s=20, per_second=5)
+    server.routes["/x"] = together
+    spaced, began = Limits(timeout_s=50, deadline_s=100, per_second=5), time.monotonic()
     answers, client = ask(server, *["/x"] * 6, limits=spaced)
-    assert answers == [{"fine": True}] * 6 and client.requests == 6 and server.most > 2
+    assert answers == [{"fine": True}] * 6 and client.requests == 6
+    early = [i for i, at in enumerate(sorted(asked)) if at < began + i / 5]
+    assert not early, "a busy machine may be late, never early"
 
 
 def test_the_cache_answers_while_it_is_fresh(server, tmp_path):
     server.routes["/x"] = {"fine": "x" * 150_000}
-    assert (
-        ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0]
-        == ask(server, "/x", cache=tmp_path, fresh_s=0.5)[0]
-        == [server.routes["/x"]]
-    )
+    for _ in range(2):
+        assert ask(server, "/x", cache=tmp_path, fresh_s=3600)[0] == [server.routes["/x"]]
     assert server.times("/x") == 1 and ask(server, "/x", cache=tmp_path)[1].requests == 1
-    time.sleep(0.6)
-    assert ask(server, "/x", cache=tmp_path, fresh_s=0.5)[1].requests == 1
+    assert ask(server, "/y", cache=tmp_path, fresh_s=0.01)[1].requests == 1
+    time.sleep(0.1)
+    assert ask(server, "/y", cache=tmp_path, fresh_s=0.01)[1].requests == 1
 
 
 def test_other_questions_are_other_entries(server, tmp_path):

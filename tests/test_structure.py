@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,3 +175,28 @@ def test_no_function_of_the_service_is_over_40_lines():
         for f in ast.walk(ast.parse(file.read_text())):
             if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert f.end_lineno - f.lineno < 40, f"{file.name}: {f.name}"
+
+
+def _asserted(code: str) -> list[str]:
+    "Assertions that read a clock themselves."
+    asserts = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Assert)]
+    said = [ast.unparse(n) for n in asserts]
+    return [
+        a for a in said if re.search(r"\b(perf_counter|monotonic|process_time|time\.time)\(", a)
+    ]
+
+
+def test_no_test_asserts_on_a_clock():
+    "A busy machine is no fault; `make bench` says how long things take."
+    files = (ROOT / "tests").glob("*.py")
+    found = {f.name: _asserted(f.read_text(encoding="utf-8")) for f in files}
+    for f in NOTEBOOKS:
+        code = [source for kind, source in cells(f) if kind == "code" and "assert" in source]
+        found[f.name] = [a for source in code if "await" not in source for a in _asserted(source)]
+    assert not {name: asserts for name, asserts in found.items() if asserts}
+
+
+def test_property_tests_choose_the_same_examples_every_time(request):
+    if request.config.getoption("--hypothesis-profile") != "fuzz":
+        chosen = hypothesis.settings.default
+        assert chosen.derandomize and chosen.deadline is None

@@ -148,10 +148,15 @@ def serve(
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    "Answer cards over HTTP until stopped: POST /api/v2/predict, GET /api/v2/health."
+    """Answer cards over HTTP until stopped: POST /api/v2/predict, GET /api/v2/health.
+
+    RACING_SERVE_PATIENCE_S (10): seconds in which a whole request must have come in.
+    """
     from racing_core.release.registry import locate
+    from racing_core.serving.process import check_environment
 
     need("litserve", "serve")
+    check_environment()
     folder = locate(ctx.obj.home, bundle)
     free(host, port)
     from serve.app import run as listen
@@ -172,10 +177,14 @@ def dashboard(
     """Show the race-day page to the browser of this machine.
 
     It holds the ranking against the market, and what moved each horse.
+
+    RACING_DASHBOARD_KERNELS (8): most visitors at once, each of whom costs some 300 MB.
     """
+    from racing_core.pages.visitors import Bounds
     from racing_core.pages.voila import serve
 
     need("voila", "ui")
+    Bounds.of()
     free("127.0.0.1", port)
     url = f"http://127.0.0.1:{port}/"
     ctx.obj.answer(dict(url=url), f"{url} shows the page; Ctrl-C stops it")

@@ -231,6 +231,15 @@ def _fault(
 
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell031
+def _whole(value: Any) -> Any:
+    "A JSON value without halves of characters, which JSON can spell and no table can hold."
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return [_whole(v) for v in value] if isinstance(value, list) else value
+
+
 def _is_race(item: Any) -> bool:
     "Has it the shape of a race?"
     if not isinstance(item, dict):
@@ -246,7 +255,7 @@ def flatten(
     "A row per runner of every race, the last copy of a race where pages overlap."
     at, latest, repeated, abandoned, row = int(kind == "results"), {}, 0, 0, 0
     shape = "an object with race_id and a list of runners"
-    for file, race in ((file, race) for file, races in pages for race in races):
+    for file, race in ((file, _whole(race)) for file, races in pages for race in races):
         if not _is_race(race):
             row += 1
             _fault(quarantine, file, row, race, "race", race, shape)

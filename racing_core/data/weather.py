@@ -57,7 +57,7 @@ def _plain(name: str) -> str:
 @cache
 def courses() -> dict[tuple[str, str], Course]:
     "Jurisdiction and plain name, or another name it goes by, to course."
-    table = pl.read_csv(str(package_files("racing_core.data") / "courses.csv"))
+    table = pl.read_csv((package_files("racing_core.data") / "courses.csv").read_bytes())
     found = {}
     for row in table.iter_rows(named=True):
         course = Course(row["course"], row["latitude"], row["longitude"], ZoneInfo(row["timezone"]))

@@ -59,7 +59,7 @@ def command(
         f"--{manager}.cull_interval={max(idle_s // 5, 1)}",
         f"--{manager}.cull_connected=False",
     ]
-    return [sys.executable, "-m", "voila", str(notebook), *options]
+    return [sys.executable, "-m", "racing_core.pages.visitors", str(notebook), *options]
 
 
 # %% ../../nbs/92a_pages.voila.ipynb #cell007
