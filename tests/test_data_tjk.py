@@ -63,7 +63,7 @@ def test_rows_in_any_order_give_the_same_tables(tmp_path):
             "position: expected positions without a hole",
         ),
         (field([4.0, 5.0, 9.0]), "odds: expected a book of which 1/odds sum to one or more"),
-        (field([1.01])[:1], "no: expected a field of two or more"),
+        (field([1.01])[:1], "horses: expected a field of two or more"),
         (
             [runner(1, str(i), f"AT {i}", 2.0) for i in range(1, 6)],
             "position: expected at most three in one place",

@@ -101,5 +101,5 @@ def read_runners(
             cells["file"].append(name), cells["row"].append(i)
         spare |= {k: name for k in keys if k not in {*columns, *optional, *spare}}
     if spare:
-        notes.append(f"{min(spare.values())}: not read: {', '.join(sorted(spare))}")
+        notes.append(f"{min(spare.values())}: columns not read: {', '.join(sorted(spare))}")
     return pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String) | {"row": pl.UInt32})

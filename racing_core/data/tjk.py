@@ -151,20 +151,19 @@ def _judge(out: pl.DataFrame, quarantine: Quarantine):
     "Set aside the races of which runners are missing or foreign."
     ran = out.filter(pl.col("status") != "non_runner")
     place, race = pl.col("position"), pl.col("race_id")
-    first = pl.when(place == 1).then("time_s").drop_nulls()
-    book = (1 / pl.col("odds")).sum().over(race)
     listed = place.cast(pl.String).str.join(" ").over(race)
+    won = pl.when(place == 1).then("time_s").drop_nulls()
+    times = won.cast(pl.String).str.join(" ").over(race)
+    book, runners = (1 / pl.col("odds")).sum().over(race), pl.len().over(race)
+    short = pl.col("odds").is_not_null().all().over(race) & (book < 1)
     rules = {
         "positions without a hole": (place.rank("min").over(race) != place, "position", listed),
         "at most three in one place": (pl.len().over(race, place) > 3, "position", listed),
-        "one time for the winner": (first.n_unique().over(race) > 1, "finishTime", "time_s"),
-        "a field of two or more": (pl.len().over(race) < 2, "no", "runner_no"),
-        "a book of which 1/odds sum to one or more": (
-            pl.col("odds").is_not_null().all().over(race) & (book < 1), "odds", book.round(2)
-        ),
-    }  # fmt: skip
+        "one time for the winner": (won.n_unique().over(race) > 1, "finishTime", times),
+        "a field of two or more": (runners < 2, "horses", runners),
+        "a book of which 1/odds sum to one or more": (short, "odds", book.round(2)),
+    }
     for expected, (broken, column, got) in rules.items():
-        got = pl.col(got) if isinstance(got, str) else got
         bad = ran.with_columns(got=got.cast(pl.String), bad=broken).filter("bad")
         quarantine.add(bad.unique("race_id", keep="first", maintain_order=True), column, expected)
 
