@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from racing_core import starts as st
-from racing_core.app import boards, options, runs
+from racing_core.app import boards, mainjob, options, runs
 from racing_core.betting.backtest import OPTIMISTIC
 from racing_core.config import home as home_of
 from racing_core.data.ingest import ingest_world
@@ -361,6 +362,16 @@ def test_the_page_shows_the_prices_of_the_bundles_moment(house, made):
     shown = {r.runner_no: r.odds for r in sheet.prediction.ranked}
     early = WORLD.starts("morning").filter(race_id=race)
     assert shown == dict(early.select("runner_no", "odds").iter_rows())
+
+
+def test_the_report_and_its_run_say_as_of_when(house):
+    told = mainjob.report(house, "simulated", DAYS[-20], more=dict(as_of="morning"))
+    assert told["as_of"] == "morning" and told["report"].endswith(".html")
+    page = Path(told["report"]).read_text(encoding="utf-8")
+    assert "as of the morning" in page and "settled at the final price" in page
+    assert tracking.find(house, told["run"]).settings["as_of"] == "morning"
+    with pytest.raises(BadInput, match="its moments: morning, close"):
+        mainjob.report(house, "simulated", DAYS[-20], more=dict(as_of="T-60"))
 
 
 def test_the_option_names_every_moment():
