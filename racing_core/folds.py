@@ -17,6 +17,7 @@ from .errors import BadInput, Leak
 from .features.matrix import Matrix, matrix
 from .models.base import Outcomes
 from .odds import has_market
+from .starts import decided
 
 # %% auto #0
 __all__ = ["Races", "Window", "split", "walk_forward", "warm"]
@@ -31,6 +32,7 @@ class Races:
     y: Outcomes
     odds: np.ndarray  # (n,) decimal odds, nan where unknown
     dates: np.ndarray  # (n,) race dates
+    as_of: str = "close"  # decision time: the moment of the odds
 
     @classmethod
     def of(
@@ -41,7 +43,8 @@ class Races:
     ) -> Races:
         "The rows of the wide frame and of its features."
         odds = starts["odds"].fill_null(np.nan).to_numpy()
-        return cls(matrix(frame, columns), Outcomes.of(starts), odds, starts["date"].to_numpy())
+        days, as_of = starts["date"].to_numpy(), decided(starts)
+        return cls(matrix(frame, columns), Outcomes.of(starts), odds, days, as_of)
 
     def __len__(self) -> int:
         return len(self.odds)
@@ -63,7 +66,8 @@ class Races:
 
     def rows(self, mask: np.ndarray) -> Races:
         "The races in which the (n,) boolean mask holds; races are numbered anew."
-        return Races(self.X.rows(mask), self.y.rows(mask), self.odds[mask], self.dates[mask])
+        parts = self.X.rows(mask), self.y.rows(mask), self.odds[mask], self.dates[mask]
+        return Races(*parts, self.as_of)
 
 
 # %% ../nbs/41_folds.ipynb #cell005
@@ -134,13 +138,13 @@ def _tune_from(days: np.ndarray, test_from: date) -> date:
     )
 
 
-def _window(days: np.ndarray, test_from: date, test_to: date) -> Window:
+def _window(days: np.ndarray, test_from: date, test_to: date, unknown: int) -> Window:
     "The masks of one test window of at most a year."
     tune_from = _tune_from(days, test_from)
     start, tune, stop = (np.datetime64(d) for d in (test_from, tune_from, test_to))
     return Window(
         days < tune,
-        (days >= tune) & (days < start),
+        (days >= tune) & (days < start - np.timedelta64(unknown, "D")),
         (days >= start) & (days <= stop),
         tune_from,
         test_from,
@@ -152,6 +156,7 @@ def split(
     dates: Sequence[date] | np.ndarray,  # (n,) race date of each row
     test_from: date,  # first day of the test window
     test_to: date | None = None,  # last day of the test window; the last day there is by default
+    unknown: int = 0,  # days before the test whose results are not in at the decision
 ) -> list[Window]:  # one per year of the test window that has races
     """Walk the test window yearly: twelve months tune (of a past under two years its last third),
     everything earlier trains."""
@@ -160,7 +165,7 @@ def split(
     test_to = min(test_to or last, last)
     starts = [_years_on(test_from, y) for y in range(test_to.year - test_from.year + 2)]
     steps = [
-        _window(days, a, min(b - timedelta(1), test_to))
+        _window(days, a, min(b - timedelta(1), test_to), unknown)
         for a, b in zip(starts, starts[1:], strict=False)
         if a <= test_to
     ]

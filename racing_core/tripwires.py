@@ -24,7 +24,8 @@ FROM_TAKEOUT = {"to_return_unit": 0.05, "unit_on_each": 0.20}  # how far from �
 WIRES = (*LIMITS, *(f"bet_everything_{name}" for name in FROM_TAKEOUT))  # all names
 MEANS = {name: METRICS[name].means for name in LIMITS if name in METRICS} | {
     "ndcg_linear@1": "share of rivals beaten by the runner ranked first",
-    "delta_r2": "gain in R² over the recalibrated market",
+    "delta_r2": "gain in R² over the recalibrated market; decided before the close, over the final"
+    " price",
     "beyond_oracle": "gain in R² over the simulator's truth, lower end of its interval: nobody"
     " knows more than the truth",
     "screen_z": "how much a feature, or its being missing, foretells beyond the price in its worst"

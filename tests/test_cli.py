@@ -164,6 +164,7 @@ def test_ingest_names_every_adapter(capsys):
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
+SAMPLE = str(Path(__file__).parent.parent / "data/sample/card.json")
 BAD = {
     "unknown command": (["nonsense"], "nonsense"),
     "unknown option": (["simulate", "--horses", "3"], "--horses"),
@@ -190,6 +191,12 @@ BAD = {
         ["train", "--source", "simulated", "--until", "1999-01-01"],
         "1999-01-01",
     ),
+    "no such moment": (["train", "--source", "simulated", "--as-of", "noon"], "scheduled_off"),
+    "a moment without prices": (
+        ["features", "build", "--source", "simulated", "--out", "x.parquet", "--as-of", "T-10"],
+        "its moments: morning, close",
+    ),
+    "card of no moment": (["predict", SAMPLE, "--as-of", "noon"], "scheduled_off"),
     "no such bundle": (["promote", "nowhere", "--to", "champion"], "nowhere"),
     "unknown title": (["promote", "simulated", "--to", "king"], "king"),
     "nothing to roll back": (["rollback"], "champion"),
@@ -486,6 +493,17 @@ HAND = """date,track,country,race,trip,distance,surface,no,horse,odds,age
 2026-01-31,Ascot,GB,2,x,1m,turf,1,Gamma,2.5,3
 2026-01-31,Ascot,GB,2,x,1m,turf,2,Delta,11-4,3
 """
+
+
+def test_an_answer_says_as_of_when_it_was_made(home, card):
+    plain, early = (
+        answer("predict", card, home=home),
+        answer("predict", card, "--as-of", "morning", home=home),
+    )
+    assert (plain["as_of"], early["as_of"]) == ("close", "morning")
+    assert plain["ranked"] == early["ranked"]
+    (more,) = set(early["warnings"]) - set(plain["warnings"])
+    assert "trained on prices of the close of betting, asked as of the morning" in more
 
 
 def test_a_card_typed_by_hand_is_ranked(home, tmp_path):

@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from racing_core import starts as st
-from racing_core.app import boards, options, runs
+from racing_core.app import boards, mainjob, options, runs
 from racing_core.betting.backtest import OPTIMISTIC
 from racing_core.config import home as home_of
 from racing_core.data.ingest import ingest_world
@@ -20,6 +21,7 @@ from racing_core.folds import Races
 from racing_core.lab import tracking
 from racing_core.lab.ablation import quick
 from racing_core.lab.backtest import backtest, bankroll, figures
+from racing_core.lab.walk import walk
 from racing_core.market import power_of
 from racing_core.metrics import delta_r2
 from racing_core.odds import implied
@@ -147,6 +149,19 @@ def test_the_evening_before_does_not_know_the_day_before():
     assert compute(dusk, history).equals(compute(dusk, without))
     assert not compute(field, history).equals(compute(field, without))
     assert compute(dusk, history)["date"].unique().to_list() == [TODAY]
+
+
+def test_in_the_evening_nobody_has_trained_on_races_that_are_being_run():
+    first, tables = TODAY, raced_the_day_before(TODAY)
+    columns = ["career_starts"]
+    for moment, last in (("morning", first - timedelta(1)), ("evening", None)):
+        starts = st.starts_frame(tables, as_of=moment).with_columns(odds="final_odds")
+        races = Races.of(starts, build(starts).select("race_id", "runner_no", "date", *columns))
+        assert races.as_of == races.rows(races.decided).as_of == moment
+        step = next(walk(races, first))
+        known = races.dates[step.past].max().astype("datetime64[D]").item()
+        assert known == last if last else known < first - timedelta(1)
+        assert races.dates[step.test].min().astype("datetime64[D]").item() == first
 
 
 def test_what_is_observed_late_is_null_for_the_race_and_kept_for_the_past(morning):
@@ -361,6 +376,16 @@ def test_the_page_shows_the_prices_of_the_bundles_moment(house, made):
     shown = {r.runner_no: r.odds for r in sheet.prediction.ranked}
     early = WORLD.starts("morning").filter(race_id=race)
     assert shown == dict(early.select("runner_no", "odds").iter_rows())
+
+
+def test_the_report_and_its_run_say_as_of_when(house):
+    told = mainjob.report(house, "simulated", DAYS[-20], more=dict(as_of="morning"))
+    assert told["as_of"] == "morning" and told["report"].endswith(".html")
+    page = Path(told["report"]).read_text(encoding="utf-8")
+    assert "as of the morning" in page and "settled at the final price" in page
+    assert tracking.find(house, told["run"]).settings["as_of"] == "morning"
+    with pytest.raises(BadInput, match="its moments: morning, close"):
+        mainjob.report(house, "simulated", DAYS[-20], more=dict(as_of="T-60"))
 
 
 def test_the_option_names_every_moment():

@@ -14,6 +14,7 @@ import polars as pl
 
 from ..errors import BadInput, Leak
 from ..folds import Races, Window, split, warm
+from ..starts import days_unknown
 from ..tripwires import WIRES, Wire
 
 # %% auto #0
@@ -76,7 +77,7 @@ def walk(
     test_to: date | None = None,  # last day; the last there is by default
 ) -> Iterator[Step]:
     "A step for each year of the test window; refuses one without races to compare."
-    windows = split(races.dates, test_from, test_to)
+    windows = split(races.dates, test_from, test_to, days_unknown(races.as_of))
     steps = [_step(races, window) for window in windows]
     for step in steps:
         if not all((rows & races.priced).any() for rows in (step.train, step.tune, step.test)):
