@@ -143,9 +143,8 @@ def train(
             scores=told.scores,
             as_of=as_of,
         )
-        names = remembered(starts, store.read("aliases"))
-        parts = (told.history, origin, told.student, told.powers, names)
-        manifest = write(Path(out), pipeline, *parts)
+        parts = (told.history, origin, told.student, told.powers)
+        manifest = write(Path(out), pipeline, *parts, remembered(starts, store.read("aliases")))
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
