@@ -143,10 +143,16 @@ def train(
             scores=told.scores,
             as_of=as_of,
         )
-        parts = (told.history, origin, told.student, told.powers)
-        manifest = write(Path(out), pipeline, *parts, remembered(starts, store.read("aliases")))
-        write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
-        note(run.folder, figures=_figures(told.evidence["tuning_window"]))
+        names = remembered(starts, store.read("aliases"))
+        return _written(Path(out), told, origin, names, run)
+
+
+def _written(out: Path, told: _Trained, origin: Origin, names: pl.DataFrame, run: Run) -> dict:
+    "The bundle, and its manifest and figures beside the run; the manifest."
+    parts = (told.history, origin, told.student, told.powers, names)
+    manifest = write(out, told.pipeline, *parts)
+    write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
+    note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
 
 
