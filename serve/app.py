@@ -26,14 +26,8 @@ from racing_core.config import Home
 from racing_core.config import home as home_of
 from racing_core.errors import RacingError, as_error
 from racing_core.release.bundle import manifest_of, read
-from racing_core.serving.contract import (
-    NO_MODEL,
-    Card,
-    Health,
-    Prediction,
-    complaint,
-    complaints,
-)
+from racing_core.serving.answer import Health, Prediction
+from racing_core.serving.contract import NO_MODEL, Card, complaint, complaints
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
 from racing_core.serving.process import follow_parent, overdue, patience_s

@@ -26,7 +26,8 @@ from racing_core.release import registry
 from racing_core.release.bundle import read
 from racing_core.release.training import train
 from racing_core.serving import bets
-from racing_core.serving.contract import EXAMPLE, Card, Prediction, Ranked
+from racing_core.serving.answer import Prediction, Ranked
+from racing_core.serving.contract import EXAMPLE, Card
 from racing_core.serving.places import (
     HARVILLE,
     NO_POWERS,

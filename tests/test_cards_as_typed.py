@@ -122,6 +122,15 @@ def test_numbers_of_seconds_and_impossible_years_are_no_dates(said, tmp_path):
         assert "date" in refused(json.dumps(EXAMPLE | dict(date=value)).encode(), tmp_path)
 
 
+def test_who_made_the_prices_and_when_may_stand_on_the_card(tmp_path):
+    head, race = f"{HEAD},market,as_of", RACE
+    card = read(typed("1,Alpha,9-7,2,Exchange,t-60", head=head, race=race), tmp_path)
+    assert (card.price_kind, card.as_of) == ("exchange", "T-60")
+    assert "column market: got 'pub'" in refused(typed("1,Alpha,9-7,2,pub,", head=head), tmp_path)
+    plain = read(typed("1,Alpha,9-7,2"), tmp_path)
+    assert (plain.price_kind, plain.as_of) == (None, None)
+
+
 # --- words with a meaning --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("word", ["NR", "non runner", "Non-Runner", "scr", "Scratched", "void"])
 @pytest.mark.parametrize("lenient", [False, True])
@@ -472,8 +481,8 @@ def test_coupled_entries_have_the_edge_of_their_interest(predictor, card):
 
 # --- real sources ----------------------------------------------------------------------------------------------------
 def test_a_horse_of_hong_kong_is_found_in_either_script(hong_kong_store):
-    starts = hong_kong_store.starts(since="2023-01-01")
-    aliases = hong_kong_store.read("aliases", since="2023-01-01")
+    starts = hong_kong_store.starts()
+    aliases = hong_kong_store.read("aliases")
     memory = Memory(remembered(starts, aliases))
     named = memory.names.filter(kind="horse").with_columns(bearers=pl.len().over("id"))
     both = named.filter(pl.col("bearers") == 2)

@@ -33,7 +33,8 @@ from racing_core.release.registry import promote
 from racing_core.release.training import train
 from racing_core.semantic.opinions import Opinions, _who
 from racing_core.semantic.scorer import Score, Settings
-from racing_core.serving.contract import Card, Prediction
+from racing_core.serving.answer import Prediction
+from racing_core.serving.contract import Card
 from racing_core.serving.predictor import Predictor, sample_card
 from racing_core.simulate import simulate
 

@@ -27,7 +27,8 @@ from racing_core.models.linear import ConditionalLogit
 from racing_core.models.trees import SoftmaxTrees
 from racing_core.pipeline import Pipeline
 from racing_core.release import bundle
-from racing_core.serving.contract import EXAMPLE, Card, card_frame, ranks
+from racing_core.serving.answer import ranks
+from racing_core.serving.contract import EXAMPLE, Card, card_frame
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor, sample_card
 from racing_core.simulate import simulate

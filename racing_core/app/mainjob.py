@@ -29,7 +29,8 @@ from ..models.base import code_of
 from ..pipeline import recipe
 from ..release.registry import aliases, promote
 from ..pages.report import publish
-from ..serving.contract import Card, Prediction
+from ..serving.answer import Prediction
+from ..serving.contract import Card
 from ..serving.predictor import Predictor, sample_card
 from ..simulate import simulate
 from ..starts import SAID

@@ -231,7 +231,7 @@ def _report(faults: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
 
 
 # %% ../../nbs/17_data.cards.ipynb #cell013
-_ENTRY = ["race_id", "runner_no", "label", "interest", "reserve", "price_kind"]
+_ENTRY = ["race_id", "runner_no", "label", "interest", "reserve", "price_kind", "as_of"]
 
 
 def _tables(out: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -243,9 +243,8 @@ def _tables(out: pl.DataFrame) -> dict[str, pl.DataFrame]:
     gone = pl.col("non_runner").eq_missing("yes")
     waits = pl.col("reserve").eq_missing("yes") & pl.col("promoted").ne_missing("yes")
     kind = pl.col("price_kind").fill_null("fixed")
-    priced = out.filter(pl.col("odds").is_not_null()).with_columns(
-        moment=pl.lit("close"), kind=kind
-    )
+    moment = pl.col("as_of").fill_null("close")
+    priced = out.filter(pl.col("odds").is_not_null()).with_columns(moment=moment, kind=kind)
     still = out.filter(gone | waits).select("race_id", "runner_no", status=pl.lit("non_runner"))
     parts = [(RACES, heads), (RUNNERS, out), (PRICES, priced), (RESULTS, still)]
     tables = {
@@ -347,6 +346,6 @@ def as_requests(
         own = [] if race["source"] == "card" else ["race_id", "source"]
         field = runners.filter(pl.col("race_id") == race["race_id"]).rows(named=True)
         listed = [_known(runner, _RUNNER_OUT) for runner in field]
-        priced = _known(field[0], ["price_kind"])
+        priced = _known(field[0], ["price_kind", "as_of"])
         requests.append(_known(race, own + _RACE_OUT) | priced | {"runners": listed})
     return requests

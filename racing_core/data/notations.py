@@ -22,7 +22,7 @@ from racing_core.data.readers import (
     word,
 )
 from .rpscrape import GOING_WORDS
-from ..schema import CLASS, GOING, KIND, PRICES, RACE_TYPE, SURFACE
+from ..schema import CLASS, GOING, KIND, MOMENT, PRICES, RACE_TYPE, SURFACE
 
 # %% ../../nbs/16a_data.notations.ipynb #cell017
 REQUIRED = ("jurisdiction", "date", "course", "race_no", "runner_no", "horse_id")
@@ -46,6 +46,7 @@ RACE_NAMES = {
     "prize": ["prize"],
     "currency": ["currency"],
     "price_kind": ["price_kind", "market"],
+    "as_of": ["as_of", "moment"],
 }
 RUNNER_NAMES = {
     "runner_no": ["runner_no", "no", "number", "num"],
@@ -79,7 +80,8 @@ def plain(e: pl.Expr) -> pl.Expr:
 
 def _scale(values: list[str], also: dict[str, str]) -> Callable[[pl.Expr], pl.Expr]:
     "A parser of words on a scale, blanks or hyphens between their parts."
-    words = {k.lower().replace(" ", "_"): v for k, v in (also | {v: v for v in values}).items()}
+    scale = also | {v: v for v in values}
+    words = {k.lower().replace(" ", "_").replace("-", "_"): v for k, v in scale.items()}
     return lambda e: word(words)(text(e).str.to_lowercase().str.replace_all(r"[\s_-]+", "_"))
 
 
@@ -120,6 +122,7 @@ _HOW = {
     "sex": (_scale(list(_SEXES.values()), _SEXES), "one of " + ", ".join(_SEXES.values())),
     "odds": (odds, f"odds above 1 like 3.5, 5/2, evens, +250 or -120, at most {_MAX:.0f}"),
     "price_kind": (_scale(KIND.categories, {}), "one of " + ", ".join(KIND.categories)),
+    "as_of": (_scale(MOMENT.categories, {}), "one of " + ", ".join(MOMENT.categories)),
     **dict.fromkeys(_FLAGS, (_scale(["yes", "no"], _YES), "yes or no")),
 }
 COLUMNS = (*RACE_NAMES, *RUNNER_NAMES)

@@ -22,7 +22,7 @@ from . import why
 from .html import render
 from ..release.bundle import read
 from ..release.registry import aliases, locate
-from ..serving.contract import Prediction, Ranked
+from ..serving.answer import Prediction, Ranked
 from ..serving.explain import Explanation
 from ..serving.predictor import Predictor, sample_card
 

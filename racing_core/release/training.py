@@ -145,10 +145,15 @@ def train(
             scores=told.scores,
             as_of=as_of,
         )
-        parts = (told.history, origin, told.student, told.powers, remembered(starts, aliases))
-        manifest = write(out, pipeline, *parts)
-        write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
-        note(run.folder, figures=_figures(told.evidence["tuning_window"]))
+        return _written(out, told, origin, remembered(starts, aliases), run)
+
+
+def _written(out: Path, told: _Trained, origin: Origin, names: pl.DataFrame, run: Run) -> dict:
+    "The bundle, and its manifest and figures beside the run; the manifest."
+    parts = (told.history, origin, told.student, told.powers, names)
+    manifest = write(out, told.pipeline, *parts)
+    write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
+    note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
 
 

@@ -16,7 +16,8 @@ from ..betting import staking
 from ..betting.exotics import POOLS, stage_powers
 from ..betting.staking import Bets, Control, Strategy
 from ..errors import BadInput
-from .contract import Card, Combination, Prediction
+from .answer import Combination, Prediction
+from .contract import Card
 
 # %% auto #0
 __all__ = [

@@ -15,7 +15,8 @@ import polars as pl
 
 from ..errors import BadInput
 from ..release.names import KINDS
-from .contract import Card, Identified, RunnerIn
+from .answer import Identified
+from .contract import Card, RunnerIn
 
 # %% auto #0
 __all__ = ["same", "alike", "country", "Memory", "identify"]

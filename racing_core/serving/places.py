@@ -22,7 +22,8 @@ from ..betting import exotics as orders
 from ..betting.exotics import POOLS, stage_powers
 from ..betting.settlement import PLACE_TERMS, place_terms
 from ..odds import fair_odds
-from .contract import Card, Combination, Prediction
+from .answer import Combination, Prediction
+from .contract import Card
 
 HARVILLE = (1.0, 1.0, 1.0, 1.0)  # powers of a model that has learnt none
 

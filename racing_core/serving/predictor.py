@@ -23,17 +23,8 @@ from ..semantic.facts import asked_of
 from ..semantic.opinions import Opinions, origins, scorer_of, with_scores
 from . import guard
 from .book import no_book
-from racing_core.serving.contract import (
-    EXAMPLE,
-    Card,
-    Identified,
-    Prediction,
-    Ranked,
-    RunnerIn,
-    card_frame,
-    odds_of,
-    ranks,
-)
+from .answer import Identified, Prediction, Ranked, ranks
+from .contract import EXAMPLE, Card, RunnerIn, card_frame, odds_of
 from .explain import Explanation, explain
 from .names import Memory, identify
 from .places import with_places
