@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from ..config import Home, valid_name
+from ..config import Home
 from . import betfair, hkjc, netkeiba, nyra, racebase, rpscrape
 from .base import Parsed, Quarantine
 from .store import Store, write
@@ -85,10 +85,9 @@ def ingest(
     began = time.perf_counter()
     if source not in SOURCES:
         raise BadInput("no such source", got=source, expected=f"one of {', '.join(SOURCES)}")
-    name = valid_name(name or source, "name of a source")
     parsed = SOURCES[source](path, progress=progress)
     progress("store")
-    return _store(source, name, parsed, home, began)
+    return _store(source, name or source, parsed, home, began)
 
 
 def ingest_world(
