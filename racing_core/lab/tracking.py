@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ..config import Home, locked, write_whole
+from ..config import Home, locked, valid_name, write_whole
 from ..errors import BadInput, Tampered
 from ..features.matrix import identities
 from ..metrics import METRICS
@@ -178,6 +178,7 @@ def begin(
     "Begin a run: its folder, and its account without figures."
     run_id = uuid4().hex[:8]
     named = "-".join(part for part in (kind, source, window, run_id) if part)
+    place = Path(out) if out else home.runs / valid_name(named, "name of a run")
     commit, dirty = commit_of(Path(__file__).parent if "__file__" in globals() else Path.cwd())
     plain = {
         k: v if isinstance(v, int | float | bool | None) else str(v) for k, v in settings.items()
@@ -189,7 +190,7 @@ def begin(
             source=source,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=plain,
-            folder=Path(out or home.runs / named),
+            folder=place,
             commit=commit,
             dirty=dirty,
             data=data,
