@@ -61,7 +61,7 @@ class Leak(RacingError):
 
 
 class Tampered(RacingError):
-    "A bundle whose files do not match the hashes in its manifest."
+    "Kept files that are no longer as they were written: cut, changed or lost, by accident or intent."
 
 
 # %% ../nbs/00_errors.ipynb #fault_code

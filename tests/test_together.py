@@ -6,7 +6,11 @@ import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import pytest
+
 from racing_core.config import home, write_whole
+from racing_core.errors import BadInput, Tampered
+from racing_core.lab.tracking import begin, look
 from racing_core.release.bundle import Origin, sealed
 
 PROCESSES = 6
@@ -70,3 +74,20 @@ def test_no_promotion_is_lost(tmp_path):
     chain = [(c["before"], c["version"]) for c in state["log"]]
     assert all(a[1] == b[0] for a, b in zip(chain, chain[1:], strict=False))
     assert state["champion"] == chain[-1][1]
+
+
+def test_a_damaged_ledger_of_looks_is_told_and_kept(tmp_path):
+    place = home(tmp_path, env={})
+    for text in ("[", "7", "[{}]"):
+        file = write_whole(place.runs / "looks.json", text)
+        with pytest.raises(Tampered, match=r"looks is damaged.*looks\.json"):
+            look(place, "hkjc", date(2023, 1, 1), date(2023, 12, 31), datetime.now(UTC))
+        assert file.read_text() == text
+
+
+def test_a_run_has_a_name_that_stays_in_the_home(tmp_path):
+    place = home(tmp_path / "home", env={})
+    for source in ("../../x", "/x", "a b"):
+        with pytest.raises(BadInput, match="not a name of a run"):
+            begin(place, "backtest", source, {})
+    assert not list(tmp_path.iterdir())

@@ -143,6 +143,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _same(one: str, other: str) -> bool:
+    "Are two versions the same release? torch 2.13.0+cpu is torch 2.13.0."
+    return Version(Version(one).public) == Version(Version(other).public)
+
+
 def packages(
     extra: str,  # "" is what everybody needs
     names: list[str],  # what it asks for
@@ -155,12 +160,9 @@ def packages(
         return Finding(
             title, "missing", f"without {', '.join(absent)}", install, required=not extra
         )
-    if other := [
-        f"{name} {v} (lock: {lock[canonicalize_name(name)]})"
-        for name, v in have.items()
-        if Version(lock.get(canonicalize_name(name), v)).public
-        != Version(v).public  # 2.13.0+cpu is 2.13.0
-    ]:
+    pinned = {name: lock.get(canonicalize_name(name), v) for name, v in have.items()}
+    other = [f"{n} {v} (lock: {pinned[n]})" for n, v in have.items() if not _same(v, pinned[n])]
+    if other:
         return Finding(title, "wrong", ", ".join(other), install)
     return Finding(
         title,

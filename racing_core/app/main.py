@@ -23,7 +23,7 @@ from ..errors import BadInput, Leak, Tampered, as_error
 # %% ../../nbs/99_app.main.ipynb #cell005
 _CODES = (
     "Exit codes: 0 done, 1 a fault of ours, of the machine (doctor) or of a source (fetch), 2 bad"
-    " usage or input, 3 leak or tripwire, 4 tampered bundle."
+    " usage or input, 3 leak or tripwire, 4 damaged or tampered files."
 )
 _EXAMPLES = examples(
     "racing run",

@@ -83,11 +83,11 @@ def _left(
 def _again(store: Store, manifest: dict, went: list[str]) -> str:
     "What brings back what went."
     if set(went) <= {*_ALONE}:
-        return f"`racing fetch weather --name {store.source}`" if "weather" in went else "-"
+        return f"`racing fetch weather --source {store.source}`" if "weather" in went else "-"
     made = [i.get("source") for i in manifest["ingests"]]
     source = next((s for s in reversed(made) if s not in ("weather", "mended")), "SOURCE")
     if source in ("card", "results"):
-        return f"`racing fetch {source}`"
+        return f"`racing fetch {source} --source {store.source}`"
     again = f"`racing ingest {source} PATH --name {store.source}`"
     return "`racing simulate`" if source == "simulated" else again
 

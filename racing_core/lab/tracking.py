@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ..config import Home, locked, write_whole
-from ..errors import BadInput
+from ..config import Home, locked, valid_name, write_whole
+from ..errors import BadInput, Tampered
 from ..features.matrix import identities
 from ..metrics import METRICS
 from ..records import by_field
@@ -63,11 +63,23 @@ def look(
     first, last, file = test_from.isoformat(), test_to.isoformat(), home.runs / "looks.json"
     entry = {"at": now.isoformat(timespec="seconds"), "source": source, "from": first, "to": last}
     with locked(file):
-        looks = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        looks.append(entry)
+        looks = [*_looks(file), entry]
         write_whole(file, json.dumps(looks, indent=1))
     same = (e for e in looks if e["source"] == source)
     return sum(e["from"] <= last and e["to"] >= first for e in same)
+
+
+def _looks(file: Path) -> list[dict[str, str]]:
+    "The ledger so far; `Tampered` where it cannot be counted."
+    try:
+        looks = json.loads(file.read_bytes()) if file.is_file() else []
+        if all(isinstance(e[k], str) for e in looks for k in ("source", "from", "to")):
+            return looks
+        got = "an entry without source and days"
+    except (ValueError, KeyError, TypeError) as e:
+        got = type(e).__name__
+    do = "restore it, or move it away: what was looked at is then forgotten"
+    raise Tampered("the ledger of looks is damaged", got=got, where=str(file), do=do)
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell009
@@ -166,6 +178,7 @@ def begin(
     "Begin a run: its folder, and its account without figures."
     run_id = uuid4().hex[:8]
     named = "-".join(part for part in (kind, source, window, run_id) if part)
+    place = Path(out) if out else home.runs / valid_name(named, "name of a run")
     commit, dirty = commit_of(Path(__file__).parent if "__file__" in globals() else Path.cwd())
     plain = {
         k: v if isinstance(v, int | float | bool | None) else str(v) for k, v in settings.items()
@@ -177,7 +190,7 @@ def begin(
             source=source,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             settings=plain,
-            folder=Path(out or home.runs / named),
+            folder=place,
             commit=commit,
             dirty=dirty,
             data=data,
