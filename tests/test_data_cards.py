@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from racing_core.data import cards, notations
-from racing_core.data.rpscrape import POUND_KG
+from racing_core.data import cards, readers
+from racing_core.data.readers import POUND_KG
 from racing_core.errors import BadInput
 from racing_core.features.outcomes import PRE_RACE
 from racing_core.serving.contract import Card, card_frame
@@ -35,7 +35,7 @@ def one(parser, said):
 @quick
 @given(st.integers(2, 9999).map(lambda n: n / 100 + 1))
 def test_decimal_odds_there_and_back(price):
-    assert one(notations.odds, f"{price:.2f}") == pytest.approx(price)
+    assert one(readers.odds, f"{price:.2f}") == pytest.approx(price)
 
 
 @quick
@@ -46,13 +46,13 @@ def test_decimal_odds_there_and_back(price):
 )
 def test_fractional_odds_there_and_back(f, dash, favourite):
     said = f"{f.numerator}{dash}{f.denominator}{favourite if dash == '/' else ''}"
-    assert one(notations.odds, said) == pytest.approx(1 + float(f))
+    assert one(readers.odds, said) == pytest.approx(1 + float(f))
 
 
 @quick
 @given(st.integers(100, 99_900), st.sampled_from("+-"))
 def test_american_odds_there_and_back(n, sign):
-    assert one(notations.odds, f"{sign}{n}") == pytest.approx(
+    assert one(readers.odds, f"{sign}{n}") == pytest.approx(
         max(1 + (n / 100 if sign == "+" else 100 / n), 1.001)
     )
 
@@ -64,7 +64,7 @@ def test_american_odds_there_and_back(n, sign):
     st.sampled_from(["{}-{}", "{}st {}lb", "{}st{}", "{} - {}"]),
 )
 def test_stones_there_and_back(stone, pounds, how):
-    assert one(notations.weight, how.format(stone, pounds)) == pytest.approx(
+    assert one(readers.weight_kg, how.format(stone, pounds)) == pytest.approx(
         (stone * 14 + pounds) * POUND_KG, abs=1e-3
     )
 
@@ -72,13 +72,13 @@ def test_stones_there_and_back(stone, pounds, how):
 @quick
 @given(st.integers(910, 1980).map(lambda n: n / 10), st.sampled_from(["{}", "{}lb", "{} lbs"]))
 def test_pounds_there_and_back(pounds, how):
-    assert one(notations.weight, how.format(pounds)) == pytest.approx(pounds * POUND_KG, abs=1e-3)
+    assert one(readers.weight_kg, how.format(pounds)) == pytest.approx(pounds * POUND_KG, abs=1e-3)
 
 
 @quick
 @given(st.integers(350, 900).map(lambda n: n / 10), st.sampled_from(["{}", "{}kg", "{} KG"]))
 def test_kilograms_there_and_back(kilos, how):
-    assert one(notations.weight, how.format(kilos)) == kilos
+    assert one(readers.weight_kg, how.format(kilos)) == kilos
 
 
 @quick
@@ -97,7 +97,7 @@ def test_miles_furlongs_yards_there_and_back(miles, furlongs, yards, gap, unit):
     ]
     metres = miles * 1609.344 + furlongs * 201.168 + yards * 0.9144
     said = gap.join(p for p in parts if p)
-    assert one(notations.distance, said or None) == (
+    assert one(readers.distance_m, said or None) == (
         pytest.approx(metres, abs=0.51) if said else None
     )
 
@@ -105,13 +105,13 @@ def test_miles_furlongs_yards_there_and_back(miles, furlongs, yards, gap, unit):
 @quick
 @given(st.integers(1000, 9000), st.sampled_from(["y", " yds", " yards"]))
 def test_yards_there_and_back(yards, unit):
-    assert one(notations.distance, f"{yards}{unit}") == pytest.approx(yards * 0.9144, abs=0.51)
+    assert one(readers.distance_m, f"{yards}{unit}") == pytest.approx(yards * 0.9144, abs=0.51)
 
 
 @quick
 @given(st.integers(100, 9999), st.sampled_from(["", "m", " metres", " meters"]))
 def test_metres_there_and_back(metres, unit):
-    assert one(notations.distance, f"{metres}{unit}") == metres
+    assert one(readers.distance_m, f"{metres}{unit}") == metres
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ def test_metres_there_and_back(metres, unit):
     [("1m", 1609), ("9m", 14484), ("16m", None), ("160m", 160), ("1600m", 1600), ("16000m", None)],
 )
 def test_an_m_is_a_mile_or_a_metre_by_its_digits(said, metres):
-    assert one(notations.distance, said) == metres
+    assert one(readers.distance_m, said) == metres
 
 
 @quick
 @given(st.dates(date(1900, 1, 1), date(2100, 1, 1)), st.sampled_from(["%Y-%m-%d", "%d/%m/%Y"]))
 def test_dates_there_and_back(day, fmt):
-    assert one(notations.calendar, day.strftime(fmt)) == day
+    assert one(readers.calendar, day.strftime(fmt)) == day
 
 
 @quick
 @given(texts)
 def test_no_text_breaks_a_parser(said):
     price, weight, distance = (
-        one(p, said) for p in (notations.odds, notations.weight, notations.distance)
+        one(p, said) for p in (readers.odds, readers.weight_kg, readers.distance_m)
     )
     assert price is None or 1.001 <= price <= 100_000
     assert weight is None or weight >= 0

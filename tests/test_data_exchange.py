@@ -54,7 +54,8 @@ def test_rows_of_another_country_are_set_aside_and_the_others_stored(tmp_path):
 
 def test_the_saddle_cloth_before_the_name_and_a_runner_withdrawn(tmp_path):
     rows = [
-        r | {"TAB_NUMBER": "", "SELECTION_NAME": f"{n}. Horse"} for n, r in zip((7, 12), race(), strict=True)
+        r | {"TAB_NUMBER": "", "SELECTION_NAME": f"{n}. Horse"}
+        for n, r in zip((7, 12), race(), strict=True)
     ]
     gone = runner(3, "REMOVED", TAB_NUMBER="", SELECTION_NAME="Late")
     done = read(tmp_path, *rows, gone)

@@ -6,8 +6,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from racing_core.data.base import clock, integer, lengths, number
-from racing_core.data.racebase import distance, price
+from racing_core.data.readers import clock, distance_m, integer, lengths, number, odds
 
 settings.register_profile("quick", deadline=None, max_examples=60)
 settings.load_profile("quick")
@@ -58,26 +57,26 @@ def test_clock(seconds, joint):
 
 
 @given(st.lists(st.floats(1.01, 9999), min_size=1))
-def test_decimal_odds(odds):
-    assert read(number, [f"{o:,.2f}" for o in odds]) == [round(o, 2) for o in odds]
+def test_decimal_odds(prices):
+    assert read(number, [f"{o:,.2f}" for o in prices]) == [round(o, 2) for o in prices]
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 40)), min_size=1))
-def test_fractional_odds(odds):
-    assert read(price, [f"{a}/{b}" for a, b in odds]) == [a / b + 1 for a, b in odds]
+def test_fractional_odds(prices):
+    assert read(odds, [f"{a}/{b}" for a, b in prices]) == [a / b + 1 for a, b in prices]
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 7), st.integers(0, 219)), min_size=1))
 def test_imperial_distance(parts):
     cells = [f"{m}m{f'{f}f' if f else ''}{f'{y}y' if y else ''}" for m, f, y in parts]
-    assert read(distance, cells) == [
+    assert read(distance_m, cells) == [
         round(m * 1609.344 + f * 201.168 + y * 0.9144) for m, f, y in parts
     ]
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
 def test_no_text_breaks_a_parser_or_yields_nonsense(cells):
-    for parser in (lengths, clock, number, integer, price, distance):
+    for parser in (lengths, clock, number, integer, odds, distance_m):
         values = read(parser, cells)
         assert len(values) == len(cells)
         assert all(v is None or math.isfinite(v) for v in values)

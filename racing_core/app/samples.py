@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from ..config import write_whole
-from ..data.rpscrape import POUND_KG
+from ..data.readers import POUND_KG
 from ..features.outcomes import SKY
 from ..serving.contract import Card, RunnerIn
 from ..serving.predictor import sample_card

@@ -20,12 +20,8 @@ from racing_core.data.base import (
     assemble,
     drop_duplicates,
     files_of,
-    integer,
-    number,
     read_file,
-    text,
     translate,
-    word,
 )
 from racing_core.data.exchange import (
     DAILY,
@@ -39,7 +35,15 @@ from racing_core.data.exchange import (
     matched,
     raced,
     rated,
-    utc,
+)
+from racing_core.data.readers import (
+    calendar,
+    integer,
+    meeting_time,
+    number,
+    off_utc,
+    text,
+    word,
 )
 from ..errors import BadInput
 
@@ -76,21 +80,14 @@ _CLASS |= {f"{c}{i}": f"class_{7 - i}" for c in ("CL", "C") for i in range(1, 7)
 _OVER = {"HRD": "hurdle", "STPL": "chase"}
 _OUTCOME = {"WINNER": "won", "LOSER": "lost", "REMOVED": "withdrawn"}
 
-
-def _date(e: pl.Expr) -> pl.Expr:
-    "`2020-01-31`, `31/01/2020` or `31/1/2020`."
-    return pl.coalesce(text(e).str.to_date(f, strict=False) for f in ("%Y-%m-%d", "%d/%m/%Y"))
-
-
 # %% ../../nbs/13b_data.betfair.ipynb #monthly-fields
 _KEY = [
     MARKET,
-    Field("date", "LOCAL_MEETING_DATE", _date, "a date like 2020-01-31 or 31/01/2020"),
+    Field("date", "LOCAL_MEETING_DATE", calendar, "a date like 2020-01-31 or 31/01/2020"),
     Field("jurisdiction", "STATE_CODE", word(STATES), "one of " + " ".join(STATES)),
     Field("course", "TRACK", text, "text"),
     Field("race_no", "RACE_NO", integer, "a whole number"),
 ]
-_CLOCK = r"(\d{1,2}:\d\d)(?::\d\d(?:\.\d+)?)?$"
 _NUMBERED = r"^(\d{1,2})\.\s*"
 
 
@@ -99,7 +96,7 @@ def _upper(e: pl.Expr) -> pl.Expr:
 
 
 def _clock(e: pl.Expr) -> pl.Expr:
-    return text(e).str.extract(_CLOCK)
+    return meeting_time(e, ["date", "course"], pl.col("race_no"))
 
 
 def _bare(e: pl.Expr) -> pl.Expr:
@@ -109,7 +106,7 @@ def _bare(e: pl.Expr) -> pl.Expr:
 _FIELDS = [
     Field("name", "WIN_MARKET_NAME", text, "text", whole=False),
     Field("kind", "RACE_TYPE", _upper, "text", whole=False),
-    Field("clock_time", "SCHEDULED_RACE_TIME", _clock, "a time like 13:05:00", whole=False),
+    Field("minutes", "SCHEDULED_RACE_TIME", _clock, "a time like 13:05:00", whole=False),
     Field("distance_m", "DISTANCE", integer, "metres", whole=False),
     Field("tab", "TAB_NUMBER", integer, "a number"),
     Field("horse_name", "SELECTION_NAME", _bare, "a name"),
@@ -134,13 +131,10 @@ def monthly(
         before_name=integer(pl.col("SELECTION_NAME").str.extract(_NUMBERED)),
     )
     out = translate(rows, _FIELDS, quarantine).hstack(key)
-    local = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime(
-        "%Y-%m-%d %H:%M", time_unit="us", strict=False
-    )
     return raced(out).with_columns(
         runner_no=pl.coalesce("tab", "before_name"),
         horse_id="horse_name",
-        off_utc=utc(local, "Australia/Melbourne"),
+        off_utc=off_utc(pl.col("date"), pl.col("minutes"), "Australia/Melbourne"),
         race_type=pl.col("kind").replace_strict(_OVER, default="flat"),
         class_level=pl.col("kind").replace_strict(_CLASS, default=None, return_dtype=pl.String),
     )

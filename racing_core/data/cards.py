@@ -12,18 +12,17 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import Parsed, Quarantine, integer, text, translate
+from .base import Parsed, Quarantine, translate
+from .readers import POUND_KG, calendar, integer, text
 from racing_core.data.notations import (
     COLUMNS,
     FIELDS,
     RACE_NAMES,
     REQUIRED,
     RUNNER_NAMES,
-    calendar,
     plain,
 )
 from .racebase import match_columns
-from .rpscrape import POUND_KG
 from ..errors import BadInput
 from ..schema import PRICES, RACES, RESULTS, RUNNERS, Table, conform, violations
 

@@ -14,8 +14,8 @@ __all__ = [
     "furlongs",
     "described",
     "raced",
+    "day_of",
     "matched",
-    "utc",
     "daily",
     "rated",
 ]
@@ -23,8 +23,17 @@ __all__ = [
 # %% ../../nbs/13a_data.exchange.ipynb #imports
 import polars as pl
 
-from .base import Field, Quarantine, integer, number, text, translate, word
-from .racebase import distance
+from .base import Field, Quarantine, translate
+from racing_core.data.readers import (
+    calendar,
+    distance_m,
+    integer,
+    number,
+    off_utc,
+    text,
+    time_of_day,
+    word,
+)
 from ..errors import BadInput
 
 
@@ -58,7 +67,7 @@ def admit(
 # %% ../../nbs/13a_data.exchange.ipynb #words
 def furlongs(e: pl.Expr) -> pl.Expr:
     "Metres from the beginning of `1m6f Hcap`."
-    return distance(e.str.extract(r"^((?:\d+m)?(?:\d+f)?)\s"))
+    return distance_m(e.str.extract(r"^((?:\d+m)?(?:\d+f)?)\s"))
 
 
 def described(
@@ -136,10 +145,9 @@ def _course(e: pl.Expr) -> pl.Expr:
     return name.replace(_SHORT).str.replace_all("_", " ")
 
 
-def _moment(e: pl.Expr) -> pl.Expr:
-    "Local date and time from `05-05-2021 17:30`."
-    whole = text(e).str.extract(r"^(\d\d-\d\d-\d{4} \d\d:\d\d)(?::\d\d)?$")
-    return whole.str.to_datetime("%d-%m-%Y %H:%M", time_unit="us", strict=False)
+def day_of(e: pl.Expr) -> pl.Expr:
+    "The day of `05-05-2021 17:30`."
+    return calendar(text(e).str.replace(r" +[0-9:.]+$", ""))
 
 
 def _win_market(e: pl.Expr) -> pl.Expr:
@@ -164,7 +172,8 @@ def _money(name: str, raw: str) -> Field:
 _DAILY_KEY = [
     Field("native", "EVENT_ID", lambda e: text(e).str.extract(r"^(?:1\.)?(\d+)$"), "a market id"),
     Field("words", "EVENT_NAME", _win_market, "a win market such as 1m2f Hcap"),
-    Field("local", "EVENT_DT", _moment, "a time like 05-05-2021 17:30"),
+    Field("date", "EVENT_DT", day_of, "a time like 05-05-2021 17:30"),
+    Field("minutes", "EVENT_DT", time_of_day, "a time like 05-05-2021 17:30"),
     Field(
         "jurisdiction",
         "MENU_HINT",
@@ -187,26 +196,19 @@ _DAILY = [
 ]
 
 
-def utc(local: pl.Expr, zone: str) -> pl.Expr:
-    "An hour that the clocks repeat is taken as its first, one that they leave out as unknown."
-    zoned = local.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
-    return zoned.dt.convert_time_zone("UTC")
-
-
 def daily(
     rows: pl.DataFrame,  # raw rows with file and row
     quarantine: Quarantine,  # receives what cannot be read
 ) -> pl.DataFrame:  # a row per runner in canonical columns, prices in columns of their own
     "Runners of the daily price files."
     rows = admit(rows, _DAILY_KEY, quarantine)
-    key = rows.select("words", "local", "jurisdiction", "course")
+    key = rows.select("words", "date", "minutes", "jurisdiction", "course")
     out = translate(rows, _DAILY, quarantine).hstack(key)
-    order = pl.col("local").rank("dense").over(pl.col("local").dt.date(), "course")
+    order = pl.col("minutes").rank("dense").over("date", "course")
     return _british(out).with_columns(
         name="words",
-        date=pl.col("local").dt.date(),
         race_no=order.cast(pl.Int32),
-        off_utc=utc(pl.col("local"), "Europe/London"),
+        off_utc=off_utc(pl.col("date"), pl.col("minutes"), "Europe/London"),
     )
 
 
@@ -245,12 +247,7 @@ _MODEL_KEY = [
         "1, 0 or -1 of a settled market",
     ),
     Field("jurisdiction", "COUNTRY_ID", word(_COUNTRY), "1 (GB) or 35 (IE)"),
-    Field(
-        "date",
-        "LOCAL_RACE_DATE",
-        lambda e: text(e).str.to_date("%Y-%m-%d", strict=False),
-        "a date like 2026-01-31",
-    ),
+    Field("date", "LOCAL_RACE_DATE", calendar, "a date like 2026-01-31"),
     Field("course", "TRACK", text, "text"),
     Field("race_no", "RACE_NUMBER", integer, "a whole number"),
 ]
@@ -258,13 +255,8 @@ _MODEL = [
     Field("words", "WIN_MARKET_NAME", text, "text", whole=False),
     Field("name", "RACE_NAME", text, "text", whole=False),
     Field("distance_m", "WIN_MARKET_NAME", furlongs, "a distance like 1m2f", whole=False),
-    Field(
-        "elsewhere",
-        "RACETIME",
-        lambda e: text(e).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False),
-        "a time like 2026-01-01 21:49:00",
-        whole=False,
-    ),
+    Field("day", "RACETIME", day_of, "a time like 2026-01-01 21:49:00", whole=False),
+    Field("minutes", "RACETIME", time_of_day, "a time like 2026-01-01 21:49:00", whole=False),
     Field("horse_name", "RUNNER_NAME", text, "a name"),
     _price("bsp", "WIN_BSP"),
     _price("rated_price_of_another_model", "RATED_PRICE"),
@@ -281,4 +273,5 @@ def rated(
     rows = admit(rows, _MODEL_KEY, quarantine)
     key = rows.select("outcome", "jurisdiction", "date", "course", "race_no")
     out = translate(rows, _MODEL, quarantine).hstack(key)
-    return _british(out).with_columns(off_utc=utc(pl.col("elsewhere"), "Australia/Brisbane"))
+    there = off_utc(pl.col("day"), pl.col("minutes"), "Australia/Brisbane")
+    return _british(out).with_columns(off_utc=there)

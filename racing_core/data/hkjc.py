@@ -25,17 +25,19 @@ from racing_core.data.base import (
     Parsed,
     Quarantine,
     assemble,
-    clock,
-    day,
     drop_duplicates,
     files_of,
     insist,
+    read_rows,
+    translate,
+)
+from racing_core.data.readers import (
+    clock,
+    day,
     integer,
     lengths,
     number,
-    read_rows,
     text,
-    translate,
     word,
 )
 

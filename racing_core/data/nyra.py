@@ -16,17 +16,13 @@ from racing_core.data.base import (
     Parsed,
     Quarantine,
     assemble,
-    day,
     drop_duplicates,
     files_of,
     insist,
-    integer,
-    number,
     read_rows,
-    text,
     translate,
-    word,
 )
+from .readers import day, integer, number, text, word
 from ..errors import BadInput
 
 # %% ../../nbs/13c_data.nyra.ipynb #cell005

@@ -19,15 +19,18 @@ from racing_core.data.base import (
     Quote,
     _fill,
     assemble,
+    translate,
+)
+from racing_core.data.readers import (
+    POUND_KG,
     clock,
     day,
+    distance_m,
     integer,
     number,
     text,
-    translate,
     word,
 )
-from .racebase import distance
 from ..schema import GOING, PRICES, RACES, RUNNERS
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell005
@@ -99,7 +102,6 @@ _MONEY = {"HK$": "HKD", "A$": "AUD", "£": "GBP", "€": "EUR", "¥": "JPY", "$"
 _GRADES = [(rf"(?i)(group|grade|^g) ?{i}\b", f"group_{i}") for i in (1, 2, 3)]
 _LEVELS = [(rf"(?i)class[ _]{i}\b", f"class_{i}") for i in range(1, 8)]
 _CLASSES = [*_GRADES, ("(?i)listed", "listed"), *_LEVELS, ("(?i)maiden", "maiden")]
-_POUND = 0.45359237
 
 
 # %% ../../nbs/14a_data.racejson.ipynb #cell011
@@ -145,7 +147,7 @@ def _region(e: pl.Expr) -> pl.Expr:
 
 
 def _kilograms(e: pl.Expr) -> pl.Expr:
-    return (_positive(number)(e) * _POUND).round(3)
+    return (_positive(number)(e) * POUND_KG).round(3)
 
 
 def _soft(name: str, field: str, how: Callable[[pl.Expr], pl.Expr], expected: str, *nothing: str):
@@ -162,7 +164,7 @@ _RACE = [
     _soft("off_utc", "off_utc", _moment, "a time like 2026-01-31T14:15:00+00:00"),
     Field("race_type", "race_type", _low(_TYPE), "one of " + ", ".join(_TYPE)),
     _soft("surface", "surface", _low(_SURFACE), "one of " + ", ".join(_SURFACE)),
-    Field("distance_m", "distance_m", distance, "metres, or miles, furlongs and yards"),
+    Field("distance_m", "distance_m", distance_m, "metres, or miles, furlongs and yards"),
     _soft("going", "going", _low(_GOING), "a going"),
     _soft("rating_low", "rating_band", _band(r"^(\d+)-\d+$"), "a band like 0-60"),
     _soft("rating_high", "rating_band", _band(r"^\d+-(\d+)$"), "a band like 0-60"),
