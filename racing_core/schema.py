@@ -107,6 +107,7 @@ class Column:
     null: bool = True  # may the value be unknown?
     lo: float | None = None  # smallest value accepted
     hi: float | None = None  # largest value accepted
+    known: str = "evening"  # of MOMENT: when it is known for a race that is still to be run
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ RUNNERS = Table(
         "trainer_name": Column(pl.String, "name as printed"),
         "draw": Column(pl.Int16, "starting stall, 1 next to the rail", lo=1, hi=40),
         "weight_kg": Column(pl.Float64, "weight carried, kilograms", lo=35, hi=90),
-        "body_weight_kg": Column(pl.Float64, "weight of the horse, kilograms", lo=250, hi=750),
+        "body_weight_kg": Column(
+            pl.Float64, "weight of the horse, kilograms", lo=250, hi=750, known="T-60"
+        ),
         "rating": Column(pl.Float64, "official handicap rating before the race", lo=0, hi=200),
         "age": Column(pl.Int8, "age in years", lo=1, hi=25),
         "sex": Column(pl.String, "colt, filly, gelding, horse, mare"),
@@ -240,18 +243,32 @@ DIVIDENDS = Table(
     },
 )
 
+_OBSERVED = "T-10"  # the last reading before the off is no forecast of the morning
+
 WEATHER = Table(
     "weather",
     ("race_id",),
     {
         "race_id": _RACE_ID,
-        "sky": Column(pl.String, "fine, cloudy, light_rain, rain, light_snow, snow"),
-        "temperature_c": Column(pl.Float64, "air temperature, degrees Celsius", lo=-40, hi=55),
-        "precipitation_mm": Column(
-            pl.Float64, "precipitation in the last 24 hours, millimetres", lo=0, hi=1000
+        "sky": Column(
+            pl.String, "fine, cloudy, light_rain, rain, light_snow, snow", known=_OBSERVED
         ),
-        "wind_speed_ms": Column(pl.Float64, "wind speed, metres per second", lo=0, hi=80),
-        "humidity_pct": Column(pl.Float64, "relative humidity, percent", lo=0, hi=100),
+        "temperature_c": Column(
+            pl.Float64, "air temperature, degrees Celsius", lo=-40, hi=55, known=_OBSERVED
+        ),
+        "precipitation_mm": Column(
+            pl.Float64,
+            "precipitation in the last 24 hours, millimetres",
+            lo=0,
+            hi=1000,
+            known=_OBSERVED,
+        ),
+        "wind_speed_ms": Column(
+            pl.Float64, "wind speed, metres per second", lo=0, hi=80, known=_OBSERVED
+        ),
+        "humidity_pct": Column(
+            pl.Float64, "relative humidity, percent", lo=0, hi=100, known=_OBSERVED
+        ),
         "origin": Column(pl.String, "who observed it", null=False),
     },
 )

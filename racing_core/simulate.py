@@ -83,6 +83,19 @@ def _market(
     return softmax(u, race), public, learnable
 
 
+# %% ../nbs/04a_simulate.ipynb #morning-view
+_BLUR = 0.4  # of the morning's log chances: its price reaches about four fifths of the closing R²
+
+
+def _morning(
+    rng: np.random.Generator,
+    public: np.ndarray,  # (n,) what is believed at the close
+    race: np.ndarray,  # (n,) race codes
+) -> np.ndarray:  # (n,) win probabilities
+    "What the public believes in the morning."
+    return softmax(0.85 * (np.log(public) + rng.normal(0, _BLUR, len(race))), race)
+
+
 # %% ../nbs/04a_simulate.ipynb #cell013
 _SYLLABLES = (
     "Ash Bel Cor Dun El Fen Glen Hal".split(),
@@ -221,10 +234,18 @@ def _result_tables(
     return {"results": pl.DataFrame(results), "sections": early}
 
 
-def _price_table(starters: pl.DataFrame, public: np.ndarray, takeout: float) -> pl.DataFrame:
-    "Closing odds: what the public believes, less the takeout."
-    odds = np.clip(((1 - takeout) / public).round(2), 1.01, 99_999)
-    return starters.with_columns(moment=pl.lit("close"), kind=pl.lit("tote"), odds=pl.Series(odds))
+def _price_table(
+    starters: pl.DataFrame, views: dict[tuple[str, str], np.ndarray], takeout: float
+) -> pl.DataFrame:
+    "Odds of each (moment, kind): what is believed then, less the takeout."
+    return pl.concat(
+        starters.with_columns(
+            moment=pl.lit(moment),
+            kind=pl.lit(kind),
+            odds=pl.Series(np.clip(((1 - takeout) / p).round(2), 1.01, 99_999)),
+        )
+        for (moment, kind), p in views.items()
+    )
 
 
 # %% ../nbs/04a_simulate.ipynb #cell021
@@ -236,9 +257,12 @@ class World:
     # race_id, runner_no, true_p, public_p, learnable_p of every starter
     truth: pl.DataFrame = field(repr=False)
 
-    def starts(self) -> pl.DataFrame:
-        "The wide frame, a row per starter, `true_p` included."
-        return starts_frame(self.tables, self.truth)
+    def starts(
+        self,
+        as_of: str = "close",  # morning or close
+    ) -> pl.DataFrame:
+        "The wide frame as of a moment, a row per starter, `true_p` included."
+        return starts_frame(self.tables, self.truth, as_of)
 
 
 # %% ../nbs/04a_simulate.ipynb #cell022
@@ -272,7 +296,7 @@ def simulate(
             raise BadInput(f"{name} out of range", got=value, expected="at least 0, below 1")
     if races < 1:
         raise BadInput("nothing to simulate", got=races, expected="races >= 1")
-    world, crowd = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    world, crowd, early = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))
     plan = programme(world, races, years)
     card, run = history(world, plan, _herd(plan["day"], horses), effects or Effects())
     tables = {"races": _race_table(card, run, start)}
@@ -283,9 +307,12 @@ def simulate(
     tables["weather"] = _weather_table(card, race_id)
     tables |= _result_tables(run, key)
     ran = ~run["scratched"]
-    views = _market(crowd, {k: v[ran] for k, v in run.items()}, inefficiency)
+    started = {k: v[ran] for k, v in run.items()}
+    views = _market(crowd, started, inefficiency)
+    morning = _morning(early, views[1], started["race"])
     starters = pl.DataFrame(key).filter(ran).cast({"runner_no": pl.Int16})
     beliefs = dict(zip(("true_p", "public_p", "learnable_p"), map(pl.Series, views), strict=True))
-    tables["prices"] = _price_table(starters, views[1], takeout)
+    books = {("morning", "fixed"): morning, ("close", "tote"): views[1]}
+    tables["prices"] = _price_table(starters, books, takeout)
     tables = {name: conform(table, TABLES[name]) for name, table in tables.items()}
     return World(tables, starters.with_columns(**beliefs))

@@ -25,7 +25,7 @@ class Stage:
 
 _STAGES = (
     Stage("uniform", "uniform", "knows only the number of starters", "nothing"),
-    Stage("price", "price", "closing odds, the operator's share taken out", "market"),
+    Stage("price", "price", "odds of the decision, the operator's share taken out", "market"),
     Stage(
         "market",
         "market",

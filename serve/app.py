@@ -6,8 +6,11 @@ The annotations of `decode_request` and `encode_response` are read by LitServe, 
 module must not postpone their evaluation.
 """
 
+import asyncio
 import json
+import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import time
@@ -17,10 +20,11 @@ from pathlib import Path
 import litserve
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from racing_core.config import Home
 from racing_core.config import home as home_of
-from racing_core.errors import RacingError
+from racing_core.errors import RacingError, as_error
 from racing_core.release.bundle import manifest_of, read
 from racing_core.serving.contract import (
     NO_MODEL,
@@ -32,8 +36,11 @@ from racing_core.serving.contract import (
 )
 from racing_core.serving.guard import MAX_BODY
 from racing_core.serving.predictor import Predictor
+from racing_core.serving.process import follow_parent, overdue, patience_s
 
 PREDICT, HEALTH = "/api/v2/predict", "/api/v2/health"
+_LOG = logging.getLogger(__name__)
+_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Stop:
@@ -60,6 +67,39 @@ class Stop:
             raise KeyboardInterrupt
 
 
+class Patient(AutoHTTPProtocol):
+    "A connection whose requests come in time, head and body, or it is cut."
+
+    seconds, _timer = 10.0, None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        self._expect()
+        super().data_received(data)
+        if (c := self.cycle) and not overdue(True, not c.more_body, c.response_complete):
+            self._relax()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relax()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        self._timer = self._timer or self.loop.call_later(self.seconds, self._cut)
+
+    def _relax(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+
+    def _cut(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_LATE)
+            self.transport.close()
+
+
 class Server(litserve.LitServer):
     "A LitServer that says when all of its processes have been started."
 
@@ -77,6 +117,7 @@ class PredictAPI(litserve.LitAPI):
         self.bundle_folder, self.home = bundle_folder, home
 
     def setup(self, device: str) -> None:
+        follow_parent()
         folder = self.bundle_folder
         self.predictor = None if folder is None else Predictor.of(read(folder), self.home)
         if self.predictor:
@@ -95,6 +136,12 @@ class PredictAPI(litserve.LitAPI):
         except RacingError as e:
             said = complaint(["body", e.where or "card"], e.message, "refused")
             raise HTTPException(422, [said]) from e
+        except BaseException as e:  # a panic of polars is no Exception, and would end the worker
+            if isinstance(e, KeyboardInterrupt | SystemExit):
+                raise
+            _LOG.error("%s", as_error(e).message)
+            said = complaint(["body"], "a fault of the service; the card is not at fault", "fault")
+            raise HTTPException(500, [said]) from None
 
     def encode_response(self, output: Prediction) -> Prediction:
         return output
@@ -152,11 +199,18 @@ def run(
     home: Home | None = None,  # holds the cache of semantic scores; the environment's by default
 ) -> None:
     "Serve until SIGINT or SIGTERM; leave no process behind."
+    protocol = type("Patient", (Patient,), {"seconds": patience_s()})
     server = build(Path(bundle_folder) if bundle_folder else None, workers, home)
+    multiprocessing.util.register_after_fork(server, lambda _: follow_parent())
     signal.signal(signal.SIGTERM, server.stop)
     try:
         server.run(
-            host=host, port=port, num_api_servers=1, generate_client_file=False, log_level="warning"
+            host=host,
+            port=port,
+            num_api_servers=1,
+            generate_client_file=False,
+            log_level="warning",
+            http=protocol,
         )
     except KeyboardInterrupt:  # while LitServe was starting; later it catches it itself
         pass

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import unicodedata
 import warnings
 from collections import Counter
 from datetime import date
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
 import typer
 from hypothesis import given
@@ -277,6 +279,66 @@ def test_a_leak_has_a_code_of_its_own(monkeypatch, capsys, home):
     )
     said = capsys.readouterr()
     assert json.loads(said.out)["error"] == "Leak" and "chatter" in said.err
+
+
+FAULTS = {
+    "a panic of polars": lambda: str(pl.Series([2**31 - 1]).cast(pl.Date)),
+    "an error of polars": lambda: pl.Series(["x"]).cast(pl.Int8),
+    "half a character": lambda: "\ud800".encode(),
+    "ours": lambda: {}["x\x1b[2J"],
+}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_library_raises_is_one_line_and_a_code(fault, form, monkeypatch, capsys, home):
+    monkeypatch.setattr(mainjob, "report", lambda *args, **kw: FAULTS[fault]())
+    argv = ["--home", str(home), "backtest", "--source", "simulated", "--test-from", "2019-01-01"]
+    assert cli.main([*argv, *(["--json"] if form == "json" else [])]) == 1
+    said = capsys.readouterr()
+    line = said.err.splitlines()[-1]
+    assert line.startswith("racing: a fault that is not yours: got ") and "\x1b" not in said.err
+    assert (json.loads(said.out)["error"] == "Fault") if form == "json" else said.out == ""
+
+
+EVIL = "Ann\x1b[2J\x1b]0;owned\x07\x9b31m\u202elive\rgone"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_name_is_shown_and_never_obeyed(encoding, form, home, card, tmp_path):
+    content = json.loads(card.read_text(encoding="utf-8"))
+    content["runners"][0]["horse_name"] = EVIL + "馬"
+    file = tmp_path / f"c{EVIL.replace('/', '')}.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    more = ["--json"] if form == "json" else []
+    done = racing("predict", file, *more, home=home, env={"PYTHONIOENCODING": encoding})
+    missing = racing("predict", f"{file}x", *more, home=home, env={"PYTHONIOENCODING": encoding})
+    assert "Traceback" not in done.stderr + missing.stderr and missing.returncode == 2
+    for said in (done.stdout, done.stderr, missing.stdout, missing.stderr):
+        assert not any(c < " " and c not in "\n\t" or c in "\x7f\x9b\u202e" for c in said)
+    if done.returncode == 0 and form == "json":
+        names = [r["horse_name"] for r in json.loads(done.stdout)["ranked"]]
+        assert EVIL + "馬" in names, "the value is the same"
+
+
+def test_half_a_character_ends_no_command(home, card, tmp_path):
+    content = json.loads(card.read_text(encoding="utf-8"))
+    content["runners"][0]["horse_name"] = "half \ud800"
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    for more in ([], ["--json"]):
+        done = racing("predict", file, *more, home=home)
+        assert "Traceback" not in done.stderr and done.stderr.startswith("racing: ")
+
+
+@given(st.text(), st.sampled_from(["utf-8", "ascii", "latin-1", "utf-16"]))
+def test_any_text_can_be_printed_and_says_nothing_to_the_terminal(text, encoding):
+    shown = terminal.plain(text, encoding)
+    shown.encode(encoding)
+    assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in shown)
+    whole = json.dumps(dict(name=text), ensure_ascii=False)
+    assert json.loads(terminal.plain(whole, encoding)) == dict(name=text)
 
 
 def test_a_home_that_cannot_be_written(tmp_path):

@@ -23,6 +23,7 @@ from racing_core.data import hkjc, netkeiba, racejson, weather
 from racing_core.data.fetch import CURSOR, NAMES, fetch, spans
 from racing_core.data.http import Limits, Unreachable
 from racing_core.data.store import Store
+from racing_core.data.store import sources as stores
 from racing_core.errors import BadInput, RacingError
 from racing_core.schema import TABLES, WEATHER, violations
 
@@ -554,6 +555,33 @@ def test_a_second_fetch_of_the_same_changes_nothing(server, home):
     before = Store(home, "racingapi").manifest
     (home.store / "racingapi" / CURSOR).unlink()
     assert not get(server, home).changed and Store(home, "racingapi").manifest == before
+
+
+def test_a_key_that_a_source_repeats_in_a_row_is_stored_nowhere(server, home):
+    said = f"bad {PASSWORD} {USER}"
+    day = days(1)[0]
+    rows = [ran(1, 1, comment=said), ran(2, 2), ran(3, 3, draw=said)]
+    server.routes["/v1/results"] = listed("results", [result(day), result(day, 2, runners=rows)])
+    done = get(server, home)
+    store = Store(home, "racingapi")
+    faults = store.read("quarantine")
+    assert done.quarantined and faults["got"].str.contains("bad ***", literal=True).any()
+    texts = [str(store.read(t).rows()) for t in ("races", "runners", "results", "quarantine")]
+    files = [p.read_bytes() for p in home.root.rglob("*") if p.is_file()]
+    for secret in SECRETS:
+        assert not any(secret in text for text in texts)
+        assert not any(secret.encode() in whole for whole in files)
+
+
+def test_a_list_without_end_is_refused_and_nothing_of_it_is_stored(server, home):
+    def endless(h, q):
+        n = server.times("/v1/results")
+        h.send({"results": [result(days(1)[0], n)], "total": 10**9})
+
+    server.routes["/v1/results"] = endless
+    with pytest.raises(Unreachable, match="does not end"):
+        get(server, home, until="2026-08-02")
+    assert server.times("/v1/results") == 250 and "racingapi" not in stores(home)
 
 
 CHILD = """

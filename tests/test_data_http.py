@@ -16,11 +16,21 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from racing_core.data.http import Client, Keys, Limits, Unreachable, need, retry_after, wait
+from racing_core.data.http import (
+    Client,
+    Keys,
+    Limits,
+    Unreachable,
+    _body,
+    need,
+    retry_after,
+    wait,
+)
 from racing_core.errors import BadInput, RacingError
 
 USER, PASSWORD, KEY = "ada-user-77", "p@ss/wörd 77", "key+77=%secret"
@@ -271,6 +281,46 @@ def test_a_packed_flood_is_stopped(server):
     assert "too large" in str(flood) and good == [1, 2] and isinstance(broken, Unreachable)
 
 
+def twice_packed(size=5_000_000):
+    return gzip.compress(gzip.compress(b"[" + b"1," * size + b"1]"))
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "gzip,gzip", "deflate", "br", "x-gzip, br"])
+def test_what_is_packed_otherwise_than_asked_for_is_not_unpacked(server, encoding):
+    server.routes["/x"] = lambda h, q: h.send(body=twice_packed(9), Content_Encoding=encoding)
+    (e,), _ = ask(server, "/x")
+    assert isinstance(e, Unreachable) and "DecodingError" in str(e)
+    assert server.asked[0][2]["accept-encoding"] == "gzip"
+
+
+def test_unpacking_stops_at_the_limit():
+    "A packed body of one small chunk grows to no more than what may be read."
+
+    async def read(packed):
+        async def chunks():
+            yield packed
+
+        answer = httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=chunks())
+        return await _body(answer, 1000)
+
+    assert len(wait(read(gzip.compress(bytes(50_000_000))))) == 1001
+    assert wait(read(gzip.compress(b"[1, 2]"))) == b"[1, 2]"
+
+
+def test_a_key_that_is_echoed_in_any_spelling_reaches_nobody(server, tmp_path):
+    spelt = "".join(f"\\u{ord(c):04x}" for c in KEY)
+    server.routes["/x"] = lambda h, q: h.send(body=f'[{{"{spelt}": ["a {spelt} b"]}}]'.encode())
+    assert ask(server, "/x", cache=tmp_path, fresh_s=60)[0] == [[{"***": ["a *** b"]}]]
+    ask(server, "/x", cache=tmp_path, fresh_s=60)
+    assert server.times("/x") == 2, "it is not kept"
+
+
+def test_an_answer_too_deep_to_be_read_is_a_complaint(server):
+    server.routes["/x"] = lambda h, q: h.send(body=b"[" * 900 + b"]" * 900)
+    (e,), _ = ask(server, "/x")
+    assert isinstance(e, Unreachable) and "not JSON" in str(e)
+
+
 def test_nobody_there():
     with contextlib.closing(Loopback()) as server:
         pass
@@ -385,7 +435,7 @@ def test_no_key_in_any_log_error_or_file(server, tmp_path, caplog, capfd):
         "/cut": cut,
     }
     answers, client = ask(server, *server.routes, "/gone", cache=tmp_path, fresh_s=60)
-    assert answers[0] == {"fine": True} and answers[1] == echo
+    assert answers[0] == {"fine": True} and answers[1] == {"you": " ".join(["***"] * 5)}
     complaints = [e for e in answers if isinstance(e, RacingError)]
     assert len(complaints) == 5
     told = [

@@ -345,12 +345,100 @@ def test_the_day_s_budget_is_a_hard_stop_that_survives_a_restart(service, fast, 
     )
 
 
+@pytest.mark.parametrize(
+    "lie",
+    [
+        dict(prompt_tokens=-(10**9), completion_tokens=0, total_tokens=0),
+        dict(prompt_tokens=400, completion_tokens=-(10**9), total_tokens=-(10**9)),
+        dict(prompt_tokens=0, completion_tokens=0, total_tokens=0),
+        dict(prompt_tokens=float("nan"), completion_tokens=float("nan"), total_tokens=1),
+        dict(prompt_tokens=10**400, completion_tokens=1, total_tokens=1),
+        dict(prompt_tokens="400", completion_tokens=[], total_tokens={}),
+        [],
+        None,
+    ],
+    ids=["negative", "negative answer", "nothing", "nan", "huge", "no numbers", "a list", "unsaid"],
+)
+def test_a_service_that_lies_about_its_usage_gets_no_more_of_the_budget(service, fast, store, lie):
+    service.usage = lie
+    rich = replace(fast, input_usd=300, output_usd=1, daily_budget_usd=2, concurrency=1)
+    for i in range(3):
+        before = store.spent(budget_key(NOW))
+        prefetch([horse(i)], store, rich, NOW)
+        assert store.spent(budget_key(NOW)) >= before + 0.04, "an eighth of the prompt's bytes"
+    prefetch([horse(i) for i in range(3, 60)], store, rich, NOW)
+    assert store.spent(budget_key(NOW)) <= 2 and len(service.asked) < 60
+
+
+def test_a_redirect_takes_no_prompt_away(service, fast, store):
+    other = Service()
+    away = f"{other.url}/chat/completions"
+
+    def redirect(handler, body):
+        handler.send_response(307)
+        handler.send_header("Location", away)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    service.answer = redirect
+    assert prefetch([horse(1)], store, fast, NOW)["fallback"] == 1
+    assert len(service.asked) == 1 and not other.asked
+    other.http.shutdown()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_of_any_size_is_not_read(service, fast, store, packed):
+    sent, over = [0], threading.Event()
+
+    def flood(handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        if packed:
+            handler.send_header("Content-Encoding", "gzip")
+        handler.end_headers()
+        try:
+            while sent[0] < 2000:
+                handler.wfile.write(b" " * 100_000)
+                sent[0] += 1
+        except OSError:
+            pass
+        finally:
+            over.set()
+
+    service.answer = flood
+    assert prefetch([horse(1)], store, fast, NOW)["fallback"] == 1
+    assert over.wait(30) and sent[0] < 500, "200 MB were offered, one is read"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        *(("DAILY_BUDGET_USD", t) for t in ("nan", "inf", "-inf", "-1", "1e300")),
+        *(("INPUT_USD", t) for t in ("nan", "-3")),
+        *(("OUTPUT_USD", t) for t in ("inf", "-0.01")),
+        *(("ATTEMPTS", t) for t in ("0", "-1", "1000", "2.5")),
+        *(("CONCURRENCY", t) for t in ("0", "100000")),
+        *(("ATTEMPT_S", t) for t in ("nan", "0", "inf")),
+        *(("DEADLINE_S", t) for t in ("nan", "-5")),
+        ("MAX_OUTPUT_TOKENS", "-2000"),
+        *(
+            ("BASE_URL", t)
+            for t in ("http://example.org/v1", "ftp://x", "https://u:p4ss@x/v1", "x")
+        ),
+    ],
+)
+def test_a_setting_that_would_open_the_purse_is_refused_by_name(variable, text):
+    with pytest.raises(BadInput, match=f"RACING_LLM_{variable}") as e:
+        Settings.from_env({f"RACING_LLM_{variable}": text})
+    assert "p4ss" not in str(e.value)
+
+
 def test_reasoning_tokens_are_paid_for(service, fast, store):
     service.usage = dict(
-        prompt_tokens=100, completion_tokens=50, total_tokens=1150
+        prompt_tokens=400, completion_tokens=50, total_tokens=1450
     )  # 1,000 of them thought
     prefetch([horse(1)], store, fast, NOW)
-    assert store.spent(budget_key(NOW)) == pytest.approx((100 * 3 + 1050 * 15) / 1e6)
+    assert store.spent(budget_key(NOW)) == pytest.approx((400 * 3 + 1050 * 15) / 1e6)
 
 
 def test_the_log_names_model_and_usage_and_never_the_key(service, fast, store, caplog):

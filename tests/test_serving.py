@@ -83,7 +83,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(folder: Path | None) -> tuple[subprocess.Popen, int]:
+def start(folder: Path | None, **env: str) -> tuple[subprocess.Popen, int]:
     "A server in a process group of its own."
     port, where = free_port(), None if folder is None else str(folder)
     code = f"from serve.app import run; run('127.0.0.1', {port}, {where!r})"
@@ -94,6 +94,7 @@ def start(folder: Path | None) -> tuple[subprocess.Popen, int]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=os.environ | env,
         ),
         port,
     )
@@ -353,6 +354,89 @@ def test_sigterm_leaves_nobody_behind(small_bundle, when):
             assert s.connect_ex(("127.0.0.1", port)) != 0, "the port still answers"
     finally:
         end(process)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("when", ["running", "starting"])
+def test_killed_hard_it_leaves_nobody_who_answers(small_bundle, when):
+    process, port = start(small_bundle)
+    try:
+        if when == "starting":
+            while len(group(process.pid)) < 3:  # the parent and two of its children
+                assert process.poll() is None
+                time.sleep(0.02)
+        else:
+            with wait_until_up(process, port) as client:
+                assert client.post(PREDICT, json=EXAMPLE).status_code == 200
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert gone(process.pid, within=60) == [] and not listens(port)
+    finally:
+        end(process)
+
+
+# --- clients that take their time
+HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SLOW = {
+    "a head that drips": ("", HEAD),
+    "a body that drips": (f"{HEAD}Content-Length: 100000\r\n\r\n{{", " " * 1000),
+    "a body in chunks": (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", "1\r\n \r\n" * 200),
+    "nothing at all": ("", ""),
+    "a second head": (f"GET {HEALTH} HTTP/1.1\r\nHost: x\r\n\r\n", HEAD),
+}
+
+
+@pytest.fixture(scope="module")
+def hurried(small_bundle):
+    "A server of little patience, and its port."
+    process, port = start(small_bundle, RACING_SERVE_PATIENCE_S="0.4")
+    try:
+        with wait_until_up(process, port) as client:
+            yield client, port, process
+    finally:
+        end(process)
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_a_request_that_does_not_come_in_time_is_cut(hurried, case):
+    client, port, _ = hurried
+    at_once, by_and_by = SLOW[case]
+    with socket.create_connection(("127.0.0.1", port)) as s:
+        s.sendall(at_once.encode())
+        if case == "a second head":
+            assert b"200 OK" in s.recv(65536)
+        s.settimeout(0.1)
+        said, drips = b"", iter(by_and_by)
+        for _ in range(600):
+            with contextlib.suppress(TimeoutError):
+                said += (part := s.recv(65536))
+                if not part:
+                    break
+            s.sendall(next(drips, "").encode())
+        else:
+            pytest.fail("the connection is still open")
+    assert b"408" in said
+    assert client.post(PREDICT, json=EXAMPLE).status_code == 200, "others are answered"
+
+
+def test_a_panic_of_a_library_is_an_answer_and_ends_no_worker():
+    from fastapi import HTTPException
+
+    from serve.app import PredictAPI
+
+    class Panicking:
+        def predict(self, card):
+            return str(pl.Series([2**31 - 1]).cast(pl.Date))
+
+    api = PredictAPI(None, None)
+    api.predictor = Panicking()
+    with pytest.raises(HTTPException) as e:
+        api.predict(Card.model_validate(EXAMPLE))
+    assert e.value.status_code == 500 and "date" not in str(e.value.detail)
 
 
 def test_a_tampered_bundle_is_refused_by_name(small_bundle, tmp_path):

@@ -216,6 +216,6 @@ def test_the_starts_do_not_see_the_order_of_the_tables(world, starts):
     assert starts_frame(shuffled, world.truth.reverse()).equals(starts)
     bare = starts_frame({name: shuffled[name] for name in ("races", "runners", "results")})
     assert bare.schema == starts.schema
-    beside = ["odds", "early_position", "true_p", *SKY, "weather_origin"]
+    beside = ["odds", "final_odds", "early_position", "true_p", *SKY, "weather_origin"]
     assert bare.drop(beside).equals(starts.drop(beside))
     assert all(bare.select(pl.col(beside).is_null().all()).row(0))

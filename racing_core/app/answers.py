@@ -48,6 +48,15 @@ def predict(
         ),
     ],
     bundle: BundleOption = "champion",
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            "--as-of",
+            metavar="MOMENT",
+            help="When the card's prices stood, where it does not say; as the model was trained"
+            " by default.",
+        ),
+    ] = None,
     lenient: Annotated[
         bool,
         typer.Option(
@@ -66,8 +75,11 @@ def predict(
     from racing_core.release.registry import locate
     from racing_core.serving.cardfile import read_cards
     from racing_core.serving.predictor import Predictor
+    from racing_core.starts import moment
 
     cards, left_out = read_cards(card, lenient)
+    if as_of:
+        cards = [c.model_copy(update=dict(as_of=c.as_of or moment(as_of))) for c in cards]
     predictor = Predictor.of(read(locate(ctx.obj.home, bundle)), ctx.obj.home)
     answers = [
         (a := predictor.predict(c)).model_copy(update=dict(warnings=[*a.warnings, *left_out]))

@@ -52,13 +52,14 @@ def scoreboard(
 ) -> str:
     "The figures of a backtest as text."
     from racing_core.metrics import shown
+    from racing_core.starts import SAID
     from racing_core.vocabulary import title
 
     metrics = shown("winner")
     return "\n".join(
         [
             f"{r['races']:,} test races, {r['starters']:,} starters, {r['test_from']} to"
-            f" {r['test_to']}; look {r['test_looks']} at this window",
+            f" {r['test_to']}, as of {SAID[r['as_of']]}; look {r['test_looks']} at this window",
             f"{'':<22}{_heads(metrics)}",
             *(f"{title(name):<22}{_figures(b, metrics)}" for name, b in r["boards"].items()),
             f"ΔR² of combined over market: {_interval(r['delta_r2'])}",
@@ -72,6 +73,7 @@ def standings(
 ) -> str:
     "The figures of a contest as text, best R² first."
     from racing_core.metrics import shown
+    from racing_core.starts import SAID
     from racing_core.vocabulary import title
 
     metrics = shown("winner")
@@ -85,8 +87,8 @@ def standings(
 
     return "\n".join(
         [
-            f"{r['races']:,} test races, {r['test_from']} to {r['test_to']}; look"
-            f" {r['test_looks']} at this window; {r['folds']}",
+            f"{r['races']:,} test races, {r['test_from']} to {r['test_to']}, as of"
+            f" {SAID[r['as_of']]}; look {r['test_looks']} at this window; {r['folds']}",
             f"{'':<40}{_heads(metrics)}   adds to the market",
             *map(line, sorted(r["contestants"], key=lambda c: -c["board"]["r2"]["value"])),
             *_last(r),

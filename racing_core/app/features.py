@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, HomeOption, SourceOption, examples
+from .options import AsJson, AsOf, HomeOption, SourceOption, examples
 from .terminal import Bar, near
 from ..errors import BadInput
 
@@ -71,6 +71,7 @@ def features_build(
     ctx: typer.Context,
     source: SourceOption,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Parquet file to write.")],
+    as_of: AsOf = "close",
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +81,8 @@ def features_build(
 
     with Bar("features") as bar:
         bar(source)
-        made = write_features(Store(ctx.obj.home, known_source(ctx.obj.home, source)).starts(), out)
+        store = Store(ctx.obj.home, known_source(ctx.obj.home, source))
+        made = write_features(store.starts(as_of=as_of), out)
     ctx.obj.answer(
         made,
         f"{made['features']} features of {made['starters']:,} starters in {near(out)}"

@@ -6,6 +6,7 @@
 __all__ = ["app", "main"]
 
 # %% ../../nbs/99_app.main.ipynb #cell002
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ import typer
 
 from . import answers, betting, features, house, promotion, research, results, runs
 from .options import HomeOption, examples
-from .terminal import Shared
-from ..errors import BadInput, Leak, RacingError, Tampered
+from .terminal import Shared, say
+from ..errors import BadInput, Leak, Tampered, as_error
 
 # %% ../../nbs/99_app.main.ipynb #cell005
 _CODES = (
@@ -57,22 +58,20 @@ def _notes() -> Iterator[None]:
     def show(message: Any, *where: Any) -> None:
         if str(message) not in said:
             said.add(str(message))
-            print(f"note: {message}", file=sys.stderr)
+            say(f"note: {message}", sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
 
 
-def _refusal(e: Exception) -> tuple[dict, str, int]:
-    "Facts, words and exit code for what a user can mend."
-    if isinstance(e, RacingError):
-        return e.as_dict(), e.message, _EXIT.get(type(e), 1)
+def _refusal(e: BaseException) -> tuple[dict, str, int]:
+    "Facts, words and exit code for whatever ended a command."
     if isinstance(e, typer.TyperException):
         what = e.format_message()
         return dict(error="BadUsage", what=what, do="see --help"), what, 2
-    facts = dict(error="BadInput", what=e.strerror or str(e), where=str(e.filename or ""))
-    return facts, str(e), 2
+    error = as_error(e)
+    return error.as_dict(), error.message, _EXIT.get(type(error), 1)
 
 
 def main(
@@ -86,5 +85,7 @@ def main(
             return app(argv, prog_name="racing", standalone_mode=not shared.json, obj=shared) or 0
         except SystemExit as e:
             return int(e.code or 0)
-        except (RacingError, typer.TyperException, OSError) as e:
+        except BaseException as e:  # panics, too
+            if os.environ.get("RACING_TRACEBACK"):
+                raise
             return shared.refuse(*_refusal(e))

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 
 import polars as pl
 
 from .. import identity
-from ..release.bundle import manifest_of, read, swap
+from ..release.bundle import manifest_of, read
 from ..config import Home, shipped, write_whole
 from ..data.ingest import ingest, ingest_world
 from ..data.store import Store, sources
@@ -34,6 +32,7 @@ from ..pages.report import publish
 from ..serving.contract import Card, Prediction
 from ..serving.predictor import Predictor, sample_card
 from ..simulate import simulate
+from ..starts import SAID
 from ..release.training import train
 
 # %% auto #0
@@ -87,15 +86,9 @@ def store_world(
 
 
 def _made(home: Home, asked: dict) -> dict:
-    "The world takes its place as a whole."
-    began, place = time.perf_counter(), Store(home, "simulated").folder
-    draft = Home(home.store / f".world-{uuid4().hex[:8]}", home.tracking_uri)
-    try:
-        world = simulate(asked["races"], asked["seed"], inefficiency=asked["inefficiency"])
-        done = ingest_world(world, draft).as_dict()
-        swap(Store(draft, "simulated").folder, place)
-    finally:
-        shutil.rmtree(draft.root, ignore_errors=True)
+    began = time.perf_counter()
+    world = simulate(asked["races"], asked["seed"], inefficiency=asked["inefficiency"])
+    done = ingest_world(world, home).as_dict()
     done |= dict(seconds=round(time.perf_counter() - began, 2))
     return dict(reconciliation=done, fingerprint=Store(home, "simulated").fingerprint)
 
@@ -183,7 +176,7 @@ def next_week(
 ) -> Card:
     "The field of the last race, declared again a week later."
     card = sample_card(starts, starts["race_id"][-1])
-    return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None))
+    return card.model_copy(update=dict(date=card.date + timedelta(7), race_id=None, as_of=None))
 
 
 _FORMS = (".1%", ".1f", ".1f", "+.1%")  # of place, fair odds, odds and edge
@@ -209,7 +202,8 @@ def table(prediction: Prediction) -> str:
     notes = [f"  note: {w}" for w in prediction.warnings]
     return "\n".join(
         [
-            f"{prediction.race_id} by {prediction.model} {prediction.version} ({prediction.stage})",
+            f"{prediction.race_id} by {prediction.model} {prediction.version}"
+            f" ({prediction.stage}, as of {SAID[prediction.as_of]})",
             *rows,
             *notes,
         ]
@@ -410,9 +404,9 @@ def run(
 ) -> dict:  # the figures of each step, where the report and the card are, seconds
     "All steps in order; what was done before for the same data and code is not done again."
     began, facts = time.perf_counter(), dict(source=job.source, results=_results(job))
-    store = Store(job.home, job.source)
-    starts, code = store.starts(), code_of_steps()
-    keys = {step: dict(data=store.fingerprint, code=code[step]) for step in code}
+    store, code = Store(job.home, job.source), code_of_steps()
+    starts, data = store.at_once(lambda s: (s.starts(), s.fingerprint))
+    keys = {step: dict(data=data, code=code[step]) for step in code}
     facts["features"] = _features(job, starts, keys["features"])
     days = starts["date"]
     test_from = job.test_from or last_year(days.max(), days.min())

@@ -10,6 +10,7 @@ __all__ = [
     "BundleOption",
     "TestFrom",
     "TestTo",
+    "AsOf",
     "ReportFolder",
     "Mind",
     "Anonymise",
@@ -85,6 +86,15 @@ TestFrom = Annotated[
     ),
 ]
 TestTo = Annotated[date | None, day("--test-to", "Last day; the last stored day by default")]
+AsOf = Annotated[
+    str,
+    typer.Option(
+        "--as-of",
+        metavar="MOMENT",
+        help="Decision time: what was known and priced by then, nothing later: evening, breakfast,"
+        " morning, T-60, T-10, scheduled_off, close or bsp.",
+    ),
+]
 ReportFolder = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of the report; one in the home by default."),

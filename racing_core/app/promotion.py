@@ -18,6 +18,7 @@ import typer
 from racing_core.app.options import (
     Anonymise,
     AsJson,
+    AsOf,
     HomeOption,
     Mind,
     SourceOption,
@@ -54,7 +55,7 @@ def _opinions(home: Home, scorer: str, anonymise: bool | None) -> Any:
     return Opinions.of(home, anonymise) if scorer == "model" else None
 
 
-_TOLD = ("name", "version", "source", "trained_from", "trained_until", "metrics")
+_TOLD = ("name", "version", "source", "as_of", "trained_from", "trained_until", "metrics")
 
 
 @commands.command(
@@ -63,6 +64,7 @@ _TOLD = ("name", "version", "source", "trained_from", "trained_until", "metrics"
         "racing train --source hkjc",
         "racing train --source hkjc --until 2022-12-31 --out bundles/2022",
         "racing train --source hkjc --recipe stack",
+        "racing train --source simulated --as-of morning",
     ),
 )
 def train(
@@ -78,6 +80,7 @@ def train(
             help="Folder of the bundle; the source's name among the home's bundles by default.",
         ),
     ] = None,
+    as_of: AsOf = "close",
     recipe: Recipe = "best",
     recipes: Recipes = None,
     scores: Mind = "fallback",
@@ -91,7 +94,7 @@ def train(
 
     place, began, now = ctx.obj.home, time.perf_counter(), datetime.now(UTC)
     folder = out or place.bundles / known_source(place, source)
-    asked = dict(recipe=recipe, recipes=recipes, scorer=scores)
+    asked = dict(recipe=recipe, recipes=recipes, scorer=scores, as_of=as_of)
     asked |= dict(opinions=_opinions(place, scores, anonymise))
     with Bar(f"train {source}") as bar:
         manifest = fit(place, known_source(place, source), folder, now, until, bar, **asked)

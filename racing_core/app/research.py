@@ -14,6 +14,7 @@ import typer
 from racing_core.app.options import (
     Anonymise,
     AsJson,
+    AsOf,
     HomeOption,
     Mind,
     ReportFolder,
@@ -33,6 +34,7 @@ commands = typer.Typer()
     rich_help_panel="Research",
     epilog=examples(
         "racing backtest --source simulated --test-from 2021-04-05",
+        "racing backtest --source simulated --test-from 2021-04-05 --as-of morning",
         "racing backtest --source hkjc --test-from 2023-01-01 --json",
     ),
 )
@@ -41,6 +43,7 @@ def backtest(
     source: SourceOption,
     test_from: TestFrom,
     test_to: TestTo = None,
+    as_of: AsOf = "close",
     report: ReportFolder = None,
     override: Annotated[
         list[str] | None,
@@ -65,7 +68,7 @@ def backtest(
     "Walk forward through a test window, compare with the market, and write the report."
     from racing_core.app import mainjob
 
-    more: dict[str, Any] = dict(families=families, scores=scores)
+    more: dict[str, Any] = dict(families=families, scores=scores, as_of=as_of)
     more |= {} if anonymise is None else dict(anonymise=anonymise)
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"backtest {source}") as bar:
@@ -86,6 +89,7 @@ def contest(
     source: SourceOption,
     test_from: TestFrom,
     test_to: TestTo = None,
+    as_of: AsOf = "close",
     report: ReportFolder = None,
     config: Annotated[
         Path | None,
@@ -116,7 +120,7 @@ def contest(
     from racing_core.app import mainjob
 
     more: dict[str, Any] = dict(config=str(config or ""), only=",".join(only or []))
-    more |= dict(folds_kind="grouped" if grouped else "walk_forward")
+    more |= dict(folds_kind="grouped" if grouped else "walk_forward", as_of=as_of)
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"contest {source}") as bar:
         found = mainjob.report(place, *window, "", bar, more, notebook="20_contest")

@@ -33,12 +33,14 @@ def _line(run: dict) -> str:
     window = " to ".join(str(asked.get(k) or "") for k in ("test_from", "test_to"))
     if run["kind"] == "train":
         window = f"tuning years, until {asked.get('until') or 'the end'}"
+    as_of = asked.get("as_of") or "close"
+    window = window.strip().removesuffix(" to") + ("" if as_of == "close" else f", as of {as_of}")
     gain = _interval(run["figures"].get("delta_r2"))
     when = run["started"][:16].replace("T", " ")
     start = (
         f"{run['id']:<9}{run['kind']:<9}{run['source']:<12}{when:<18}{run['state']:<9}{code:<10}"
     )
-    return f"{start}{gain:<30}{window.strip().removesuffix(' to')}"
+    return f"{start}{gain:<30}{window}"
 
 
 def listing(

@@ -44,7 +44,7 @@ def declared_again(
     rested = starts.filter(pl.col("date") <= last - timedelta(REST))
     day = rested.filter(pl.col("date") == rested["date"].max())
     card = sample_card(day, day["race_id"].unique(maintain_order=True)[which])
-    new = dict(date=last + timedelta(1), race_id=None)
+    new = dict(date=last + timedelta(1), race_id=None, as_of=None)
     return card.model_copy(update=new | dict.fromkeys(SKY))  # nobody knows tomorrow's weather
 
 

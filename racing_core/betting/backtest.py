@@ -13,7 +13,6 @@ __all__ = [
     "by_odds",
     "drawn",
     "placebos",
-    "moment_odds",
     "next_price",
     "at_dividends",
     "bet_everything",
@@ -40,6 +39,7 @@ from racing_core.betting.staking import (
 from ..errors import BadInput
 from ..metrics import bootstrap_ratio, by_race
 from ..odds import implied
+from ..starts import FINAL, decided
 
 # %% ../../nbs/53_betting.backtest.ipynb #cell005
 OPTIMISTIC = "optimistic: chosen and settled at the same closing price"
@@ -282,41 +282,27 @@ def placebos(
 
 
 # %% ../../nbs/53_betting.backtest.ipynb #cell023
-def moment_odds(
-    starts: pl.DataFrame,  # race_id and runner_no of each starter
-    prices: pl.DataFrame,  # canonical table
-    moment: str,  # when the price stood, such as morning or close
-) -> np.ndarray:  # (n,) decimal odds, nan if there is none
-    "Prices of one moment beside the starters."
-    at, key = pl.col("moment").cast(pl.String), ["race_id", "runner_no"]
-    if moment not in (known := prices.select(at.unique()).to_series().to_list()):
-        expected = ", ".join(sorted(known)) or "prices"
-        raise BadInput("no price of that moment is stored", got=moment, expected=expected)
-    then = prices.filter(at == moment).select(*key, "odds")
-    beside = starts.select(key).join(then, on=key, how="left", maintain_order="left")
-    return beside["odds"].fill_null(np.nan).to_numpy()
-
-
 def next_price(
-    starts: pl.DataFrame,  # race_id and runner_no of each starter
-    prices: pl.DataFrame,  # canonical table
-    chosen: str = "morning",  # the price that is seen
-    settled: str = "close",  # the price that is paid
+    starts: pl.DataFrame,  # odds, final_odds and as_of of each starter, as the wide frame has them
 ) -> tuple[dict[str, np.ndarray], str]:  # odds and settle_odds for `run`, label for `figures`
-    "Choose at one price, settle at a later one; a runner that lacks either cannot be backed."
-    seen, paid = (moment_odds(starts, prices, moment) for moment in (chosen, settled))
-    seen = np.where(np.isnan(paid), np.nan, seen)
-    label = f"chosen at the {chosen} price, settled at the {settled} price"
-    return dict(odds=seen, settle_odds=paid), label
+    """Choose at the price of the decision, settle at the final one; a runner that lacks either
+    cannot be backed. Who decides at a final price is paid at that."""
+    as_of, seen = decided(starts), starts["odds"].fill_null(np.nan).to_numpy()
+    if as_of in FINAL:
+        return dict(odds=seen, settle_odds=seen), OPTIMISTIC
+    paid = starts["final_odds"].fill_null(np.nan).to_numpy()
+    label = f"chosen at the {as_of} price, settled at the final price"
+    return dict(odds=np.where(np.isnan(paid), np.nan, seen), settle_odds=paid), label
 
 
 # %% ../../nbs/53_betting.backtest.ipynb #dividends
 def at_dividends(
-    starts: pl.DataFrame,  # race_id, runner_no, odds and win (1/k for k winners) of each starter
+    starts: pl.DataFrame,  # as for `next_price`, and race_id, runner_no, win (1/k for k winners)
     dividends: pl.DataFrame,  # canonical table
 ) -> tuple[np.ndarray, np.ndarray, str]:  # win and settle_odds for `run`, the label for `figures`
-    "Win bets at the dividends paid, where there are any."
-    win, odds = (starts[c].to_numpy().astype(float) for c in ("win", "odds"))
+    "Win bets at the dividends paid, where there are any, and else at the next price."
+    win, as_of = starts["win"].to_numpy().astype(float), decided(starts)
+    at, label = next_price(starts)
     units = starts.select(
         "race_id", pool=pl.lit("win"), combination=pl.col("runner_no").cast(pl.String), stake=1.0
     )
@@ -325,13 +311,13 @@ def at_dividends(
     count = lambda rows: np.bincount(race, rows)
     paid = (count(back > 0) > 0) & (count(back > 0) >= count(win > 0))
     here = paid[race]
-    label = OPTIMISTIC
     if paid.any():
-        label = "optimistic: chosen at the closing price, settled at the dividends paid"
+        chosen = "optimistic: chosen at the closing" if as_of in FINAL else f"chosen at the {as_of}"
+        label = f"{chosen} price, settled at the dividends paid"
     if 0 < paid.sum() < len(paid):
         label += f" ({paid.sum():,} of {len(paid):,} races)"
     # a dividend may be the stake alone; settlement wants a price above it
-    settle = np.where(here & (back > 0), np.maximum(back, 1 + 1e-9), odds)
+    settle = np.where(here & (back > 0), np.maximum(back, 1 + 1e-9), at["settle_odds"])
     return np.where(here, back > 0, win), settle, label
 
 

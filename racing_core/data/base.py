@@ -10,6 +10,7 @@ __all__ = [
     "drop_duplicates",
     "Quarantine",
     "Field",
+    "places",
     "insist",
     "translate",
     "Parsed",
@@ -18,13 +19,24 @@ __all__ = [
 ]
 
 # %% ../../nbs/10b_data.base.ipynb #cell002
+import gzip
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 
-from .readers import text
+from racing_core.data.readers import (
+    PLACE_CODES,
+    fold,
+    folded,
+    position,
+    status,
+    text,
+    withdrawn,
+)
 from ..errors import BadInput
 from ..schema import PRICES, RACES, RESULTS, RUNNERS, TABLES, Table, conform, violations
 
@@ -56,18 +68,85 @@ def files_of(
 
 
 # %% ../../nbs/10b_data.base.ipynb #cell006
+_LARGEST = 2**29  # bytes of an unpacked CSV
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PAR1": "parquet",
+    b"PK\x03\x04": "zip, such as a workbook",
+    b"\xd0\xcf\x11\xe0": "an old workbook",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ": "xz",
+    **dict.fromkeys((b"\x78\x01", b"\x78\x9c", b"\x78\xda"), "zlib"),
+}
+_MADE_OF = {".parquet": "parquet", ".csv": "text", ".csv.gz": "gzip"}
+
+
+def _insist_on_kind(file: Path) -> str:
+    "Which of `_SUFFIXES` the file is, by its name and its first bytes alike."
+    with file.open("rb") as f:
+        head = f.read(8)
+    suffix = next((s for s in _SUFFIXES[::-1] if file.name.endswith(s)), ".csv")
+    kind = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), "text")
+    if head and kind != _MADE_OF[suffix]:
+        raise BadInput(
+            "a file is not what its name says",
+            got=kind,
+            expected=f"{_MADE_OF[suffix]}, in UTF-8 where it is text",
+            where=str(file),
+            do="save it as CSV UTF-8 or name it by what it is",
+        )
+    return suffix
+
+
+def _unpacked(file: Path) -> bytes:
+    "A gzipped text, unless it swells beyond all measure."
+    with gzip.open(file) as f:
+        data = f.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise BadInput(
+            "a packed file is too large",
+            got=f"more than {_LARGEST >> 20} MiB unpacked",
+            expected="less",
+            where=str(file),
+            do="unpack it, or split it",
+        )
+    return data
+
+
+# %% ../../nbs/10b_data.base.ipynb #readfile1
+def _separator(head: bytes) -> str:
+    "What stands between the cells of a text: comma, semicolon or tab."
+    return max(",;\t", key=head.split(b"\n", 1)[0].decode(errors="replace").count)
+
+
+def _from_csv(file: Path, packed: bool) -> pl.DataFrame:
+    "A CSV as it is; between semicolons a comma in a number is the decimal comma."
+    source: Path | BytesIO = BytesIO(_unpacked(file)) if packed else file
+    with BytesIO(source.getvalue()) if packed else file.open("rb") as f:
+        head = f.read(1 << 16)
+    if not head.strip(b"\xef\xbb\xbf \r\n"):
+        return pl.DataFrame()
+    sep = _separator(head)
+    df = pl.read_csv(source, infer_schema=False, separator=sep, glob=False)
+    if sep != ";":
+        return df
+    lone = pl.all().str.contains("^[+-]?[0-9]*,[0-9]+$")
+    return df.select(pl.when(lone).then(pl.all().str.replace(",", ".")).otherwise(pl.all()))
+
+
 def read_file(
     file: Path,  # parquet, CSV or gzipped CSV
-) -> pl.DataFrame:  # all columns as text
+) -> pl.DataFrame:  # all columns as text; none of an empty file
     "One file as it is; whatever the reader cannot digest is a `BadInput` that names the file."
     try:
-        df = (
-            pl.read_parquet(file)
-            if file.name.endswith(".parquet")
-            else pl.read_csv(file, infer_schema=False)
-        )
-        df = df.cast(pl.String)
-    except (pl.exceptions.PolarsError, OSError, EOFError) as e:
+        suffix = _insist_on_kind(file)
+        if suffix == ".parquet":
+            return pl.read_parquet(file, glob=False).cast(pl.String)
+        return _from_csv(file, suffix == ".csv.gz")
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as e:
         got = (str(e).splitlines() or [type(e).__name__])[0]
         raise BadInput(
             "a file cannot be read",
@@ -75,36 +154,40 @@ def read_file(
             expected="a whole parquet file, or CSV in UTF-8 with a header",
             where=str(file),
         ) from e
-    if df.is_empty():
-        raise BadInput(
-            "a file has no rows",
-            got=df.columns,
-            expected="a header and at least one row",
-            where=str(file),
-            do="leave it out",
-        )
-    return df
 
 
+# %% ../../nbs/10b_data.base.ipynb #readrows1
 def read_rows(
     files: Iterable[Path],  # files of one kind
     columns: Iterable[str],  # columns that each must have; others are left out
     optional: Iterable[str] = (),  # columns taken where there are any, null elsewhere
     root: str | Path = "",  # folder from which files are named; it may hold none of them
+    notes: list[str] | None = None,  # receives the files without rows and the columns left out
 ) -> pl.DataFrame:  # file, row and the columns, all text but `row`
-    "The rows of all files one below the other, each with its file and its number in it."
-    columns, optional, frames = list(columns), list(optional), []
+    """The rows of all files one below the other, each with its file and its number in it; a
+    `BadInput` where there is none in any."""
+    columns, optional, frames, spare = list(columns), list(optional), [], {}
+    notes, files = [] if notes is None else notes, list(files)
     for file in files:
         df = read_file(file)
+        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
+        if df.is_empty():
+            notes.append(f"{name}: no rows")
+            continue
         if missing := [c for c in columns if c not in df.columns]:
             raise BadInput("columns are missing", got=df.columns, expected=missing, where=str(file))
+        spare |= dict.fromkeys(c for c in df.columns if c not in {*columns, *optional})
         extra = [
             pl.col(c) if c in df.columns else pl.lit(None, pl.String).alias(c) for c in optional
         ]
-        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
         frames.append(
             df.with_row_index("row", 1).select(pl.lit(name).alias("file"), "row", *columns, *extra)
         )
+    if not frames:
+        expected, where = "a header and at least one row", ", ".join(map(str, files[:3]))
+        raise BadInput("a file has no rows", got="none", expected=expected, where=where)
+    if spare:
+        notes.append(f"{frames[0]['file'][0]}: columns not read: {', '.join(spare)}")
     return pl.concat(frames)
 
 
@@ -130,11 +213,13 @@ _FAULT = {
 
 
 class Quarantine:
-    "Collects faults (file, row, race_id, column, got, expected) and the races that they spoil."
+    """Collects faults (file, row, race_id, column, got, expected), the races that they spoil, and
+    notes on what was not read at all."""
 
     def __init__(self):
         self.faults = pl.DataFrame(schema=_FAULT)
         self.races: set[str] = set()
+        self.notes: list[str] = []
 
     def add(
         self,
@@ -155,6 +240,15 @@ class Quarantine:
                 ["file", "row", "column"], keep="first", maintain_order=True
             )
 
+    def account(self) -> dict:
+        "Reason to rows, reason to at most three of the values that gave it, and the notes."
+        why, values = {}, {}
+        kinds = self.faults.group_by("column", "expected", maintain_order=True)
+        for (column, expected), rows in kinds:
+            why[reason := f"{column}: expected {expected}"] = len(rows)
+            values[reason] = rows["got"].drop_nulls().unique(maintain_order=True)[:3].to_list()
+        return {"why": why, "values": values, "notes": self.notes}
+
 
 # %% ../../nbs/10b_data.base.ipynb #cell016
 @dataclass(frozen=True)
@@ -166,15 +260,22 @@ class Field:
     parse: Callable[[pl.Expr], pl.Expr]  # text to value; null for what it cannot read
     expected: str  # in a complaint: what it can read
     unknown: tuple[str, ...] = ()  # further words for "not known"
-    whole: bool = True  # does an unreadable cell spoil the whole race?
+    whole: bool = False  # does an unreadable cell spoil the whole race?
 
 
-def _unread(rows: pl.DataFrame, out: pl.DataFrame, f: Field) -> pl.DataFrame:
-    "Rows whose cell says something that the parser could not read, the cell as `got`."
-    said = rows.select(text(pl.col(f.raw))).to_series()
-    return rows.with_columns(got=said).filter(
-        said.is_not_null() & ~said.is_in(list(f.unknown)) & out[f.name].is_null()
-    )
+_TELLS = frozenset(
+    "runner_no number odds decimal_odds fraction weight_kg pounds stone_kg weight_lbs jockey_id"
+    " jockey_name".split()
+)  # where people write that a horse does not run
+
+
+def places(raw: str) -> list[Field]:
+    "Status and position from the column of the places, without which a race is no result."
+    expected = "a position or a code such as PU, DSQ or NR"
+    return [
+        Field("status", raw, status, expected, whole=True),
+        Field("position", raw, position, expected, tuple(PLACE_CODES), whole=True),
+    ]
 
 
 # %% ../../nbs/10b_data.base.ipynb #cell017
@@ -203,17 +304,46 @@ def insist(
     return out
 
 
+# %% ../../nbs/10b_data.base.ipynb #translate1
+def _scratched(rows: pl.DataFrame, out: pl.DataFrame, fields: list[Field]) -> dict[str, pl.Series]:
+    "Where a column says in so many words that a runner without a finish does not run."
+    if "status" not in out.columns:
+        return {}
+    unfinished = out["status"].fill_null("non_runner") == "non_runner"
+    told = [f for f in fields if f.name in _TELLS]
+    return {f.name: rows.select(withdrawn(pl.col(f.raw))).to_series() & unfinished for f in told}
+
+
+def _unread(rows: pl.DataFrame, value: pl.Series, f: Field) -> pl.DataFrame:
+    "Rows whose cell says something that the parser could not read, the cell as `got`."
+    said = rows.select(got=text(pl.col(f.raw)), code=folded(pl.col(f.raw)))
+    known = said["code"].is_in([fold(w) for w in f.unknown]).fill_null(False)
+    return rows.with_columns(said["got"]).filter(
+        said["got"].is_not_null() & ~known & value.is_null()
+    )
+
+
 def translate(
     rows: pl.DataFrame,  # raw rows with file, row, race_id
     fields: list[Field],
     quarantine: Quarantine,  # receives every unreadable cell
 ) -> pl.DataFrame:  # file, row, race_id and the canonical columns
-    "Parse the columns of a source; blank cells become null, unreadable ones null and a fault."
+    """Parse the columns of a source; blank cells become null, unreadable ones null and a fault.
+    A runner is a non-runner where its number, price, weight or jockey says so."""
     out = rows.select(
         "file", "row", "race_id", *(f.parse(pl.col(f.raw)).alias(f.name) for f in fields)
     )
+    off = _scratched(rows, out, fields)
     for f in fields:
-        quarantine.add(_unread(rows, out, f), f.raw, f.expected, f.whole)
+        unread = _unread(rows, out[f.name], f)
+        if f.name in off:
+            here = rows.filter(off[f.name]).select("file", "row")
+            unread = unread.join(here, on=["file", "row"], how="anti", maintain_order="left")
+        quarantine.add(unread, f.raw, f.expected, f.whole)
+    for name, here in off.items():
+        value = pl.when(~here).then(name).alias(name)
+        status = pl.when(here).then(pl.lit("non_runner")).otherwise("status").alias("status")
+        out = out.with_columns(value, status)
     return out
 
 
@@ -253,24 +383,41 @@ def _judge_races(rows: pl.DataFrame, quarantine: Quarantine):
     )
 
 
+# %% ../../nbs/10b_data.base.ipynb #fill1
+def _cells(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
+    "The columns of a table before they are cast: absent ones null, numbers with a point as such."
+    conform(rows.clear().select(c for c in rows.columns if c in table.columns), table)  # heads
+    cells = []
+    for name, spec in table.columns.items():
+        cell = pl.col(name) if name in rows.columns else pl.lit(None, spec.dtype).alias(name)
+        cells.append(cell.cast(pl.Float64) if spec.dtype == pl.Float64 else cell)
+    return rows.select(cells)
+
+
 def _fill(
     rows: pl.DataFrame, table: Table, quarantine: Quarantine, whole: bool = True
 ) -> pl.DataFrame:
-    """The rows as a canonical table; what breaks its rules is quarantined, with its race when
-    `whole`, alone otherwise. One fault a row is enough, unless it spoilt no more than its cell."""
-    df = conform(rows.select(c for c in rows.columns if c in table.columns), table)
-    broken = violations(df, table)
+    """The rows as a canonical table. What breaks its rules is quarantined, with its race when
+    `whole`, alone otherwise; a value beyond the limits of a column that may be unknown is only lost
+    itself. One fault a row is enough, unless it spoilt no more than its cell."""
+    cells = _cells(rows, table)
+    broken = violations(cells, table)
     told = quarantine.faults
     if whole:
         told = told.filter(pl.col("race_id").is_in(list(quarantine.races)))
     at = rows.with_row_index("at").select("at", "file", "row", "race_id")
     where = at.join(told, on=["file", "row"], how="anti")
+    optional = {c for c, spec in table.columns.items() if whole and spec.null} - {"position"}
     for (column, expected), faults in broken.group_by("column", "expected", maintain_order=True):
         rest = faults.select(pl.col("row").alias("at"), "got").join(where, on="at")
-        quarantine.add(rest, column, expected, whole)
+        quarantine.add(rest, column, expected, whole and column not in optional)
+        if column in optional:
+            fine = ~pl.int_range(pl.len()).is_in(faults["row"].implode())
+            cells = cells.with_columns(pl.when(fine).then(column).alias(column))
+    spoilt = pl.int_range(pl.len()).is_in(broken["row"].implode())
     if whole:
-        return df.filter(~pl.col("race_id").is_in(list(quarantine.races))).sort(table.key)
-    return df.filter(~pl.int_range(pl.len()).is_in(broken["row"].to_list())).sort(table.key)
+        spoilt = pl.col("race_id").is_in(list(quarantine.races))
+    return conform(cells.filter(~spoilt), table).sort(table.key)
 
 
 # %% ../../nbs/10b_data.base.ipynb #cell023
@@ -367,10 +514,8 @@ def assemble(
     card = _card(declared, quarantine, quotes)
     for name, frame in (side or {}).items():
         card[name] = _beside(frame, name, card, quarantine, why)
-    for column, expected, n in (
-        quarantine.faults.group_by("column", "expected", maintain_order=True).len().rows()
-    ):
-        why[f"{column}: expected {expected}"] = n
+    told = quarantine.account()
+    why |= told["why"]
     if n := len(rows) - len(declared):
         why["non-runners without a number"] = n
     results, whole = card["results"], rows.join(card["races"], on="race_id", how="semi")
@@ -386,4 +531,4 @@ def assemble(
         races=len(card["races"]),
         dead_heats_first=winners.filter(winners.is_duplicated()).n_unique(),
     )
-    return Parsed(card, quarantine.faults, counts | {"why": why})
+    return Parsed(card, quarantine.faults, counts | told | {"why": why})

@@ -104,15 +104,15 @@ def _bare(e: pl.Expr) -> pl.Expr:
 
 
 _FIELDS = [
-    Field("name", "WIN_MARKET_NAME", text, "text", whole=False),
-    Field("kind", "RACE_TYPE", _upper, "text", whole=False),
-    Field("minutes", "SCHEDULED_RACE_TIME", _clock, "a time like 13:05:00", whole=False),
-    Field("distance_m", "DISTANCE", integer, "metres", whole=False),
-    Field("tab", "TAB_NUMBER", integer, "a number"),
-    Field("horse_name", "SELECTION_NAME", _bare, "a name"),
-    Field("outcome", "WIN_RESULT", word(_OUTCOME), "one of " + " ".join(_OUTCOME)),
-    *(Field(n, raw, matched, "odds above 1", NOTHING, whole=False) for n, raw in _PRICES.items()),
-    *(Field(n, raw, number, "an amount", whole=False) for n, raw in _AMOUNTS.items()),
+    Field("name", "WIN_MARKET_NAME", text, "text"),
+    Field("kind", "RACE_TYPE", _upper, "text"),
+    Field("minutes", "SCHEDULED_RACE_TIME", _clock, "a time like 13:05:00"),
+    Field("distance_m", "DISTANCE", integer, "metres"),
+    Field("tab", "TAB_NUMBER", integer, "a number", whole=True),
+    Field("horse_name", "SELECTION_NAME", _bare, "a name", whole=True),
+    Field("outcome", "WIN_RESULT", word(_OUTCOME), "one of " + " ".join(_OUTCOME), whole=True),
+    *(Field(n, raw, matched, "odds above 1", NOTHING) for n, raw in _PRICES.items()),
+    *(Field(n, raw, number, "an amount") for n, raw in _AMOUNTS.items()),
 ]
 
 
@@ -173,9 +173,9 @@ def _layout(found: list[str], file: Path) -> Layout:
 
 
 def _read(
-    files: Iterable[Path], root: str | Path
-) -> tuple[list[tuple[Layout, pl.DataFrame]], dict[str, int]]:
-    "The rows of each layout with file and row, and how many rows had columns that nobody reads."
+    files: Iterable[Path], root: str | Path, notes: list[str]
+) -> list[tuple[Layout, pl.DataFrame]]:
+    "The rows of each layout with file and row; columns that nobody reads are noted."
     rows, unread = {}, {}
     for file in files:
         df = read_file(file)
@@ -187,9 +187,13 @@ def _read(
         rows.setdefault(layout.declare, (layout, []))[1].append(
             numbered.select(pl.lit(name).alias("file"), "row", *wanted)
         )
-        for column in set(df.columns) - set(wanted):
-            unread[column] = unread.get(column, 0) + df[column].count()
-    return [(layout, pl.concat(frames)) for layout, frames in rows.values()], unread
+        left = dict.fromkeys(c for c in df.columns if c not in wanted)
+        unread[layout.declare] = unread.get(layout.declare, (name, {}))
+        unread[layout.declare][1].update(left)
+    notes += [
+        f"{name}: columns not read: {', '.join(left)}" for name, left in unread.values() if left
+    ]
+    return [(layout, pl.concat(frames)) for layout, frames in rows.values()]
 
 
 # %% ../../nbs/13b_data.betfair.ipynb #cell010
@@ -218,7 +222,7 @@ def parse(
     "Read Betfair's files; see `racing_core.data.base.assemble` for what is kept."
     quarantine, frames, read, duplicates = Quarantine(), [], 0, 0
     progress("markets")
-    layouts, unread = _read(files_of(path, ""), path)
+    layouts = _read(files_of(path, ""), path, quarantine.notes)
     progress("checks")
     for layout, everything in layouts:
         rows, again = drop_duplicates(everything)
@@ -230,8 +234,6 @@ def parse(
     starts = declared.filter(pl.col("status") == "finished")
     twice = starts.select(pl.struct("date", "horse_id").is_duplicated().sum()).item()
     why = {"starts under a name that ran twice that day": twice} if twice else {}
-    if unread:
-        why["columns not read: " + ", ".join(sorted(unread))] = max(unread.values())
     side = {"supplied": _supplied(declared)}
     done = assemble(declared, quarantine, read, duplicates, side, why, QUOTES)
     carried = [c for c in SUPPLIED if c in side["supplied"].columns]

@@ -162,11 +162,11 @@ def matched(e: pl.Expr) -> pl.Expr:
 
 
 def _price(name: str, raw: str) -> Field:
-    return Field(name, raw, matched, "decimal odds", NOTHING, whole=False)
+    return Field(name, raw, matched, "decimal odds", NOTHING)
 
 
 def _money(name: str, raw: str) -> Field:
-    return Field(name, raw, number, "an amount", whole=False)
+    return Field(name, raw, number, "an amount")
 
 
 _DAILY_KEY = [
@@ -182,10 +182,11 @@ _DAILY_KEY = [
     ),
     Field("course", "MENU_HINT", _course, "a meeting like GB / Ayr 5th May"),
 ]
+_WON = {"0": "lost", "1": "won", "2": "won"}
 _DAILY = [
-    Field("distance_m", "EVENT_NAME", furlongs, "a distance like 1m2f", whole=False),
-    Field("horse_name", "SELECTION_NAME", text, "a name"),
-    Field("outcome", "WIN_LOSE", word({"0": "lost", "1": "won", "2": "won"}), "0, 1 or 2"),
+    Field("distance_m", "EVENT_NAME", furlongs, "a distance like 1m2f"),
+    Field("horse_name", "SELECTION_NAME", text, "a name", whole=True),
+    Field("outcome", "WIN_LOSE", word(_WON), "0, 1 or 2", whole=True),
     _price("bsp", "BSP"),
     _price("before_off", "PPWAP"),
     _price("morning", "MORNINGWAP"),
@@ -252,16 +253,16 @@ _MODEL_KEY = [
     Field("race_no", "RACE_NUMBER", integer, "a whole number"),
 ]
 _MODEL = [
-    Field("words", "WIN_MARKET_NAME", text, "text", whole=False),
-    Field("name", "RACE_NAME", text, "text", whole=False),
-    Field("distance_m", "WIN_MARKET_NAME", furlongs, "a distance like 1m2f", whole=False),
-    Field("day", "RACETIME", day_of, "a time like 2026-01-01 21:49:00", whole=False),
-    Field("minutes", "RACETIME", time_of_day, "a time like 2026-01-01 21:49:00", whole=False),
-    Field("horse_name", "RUNNER_NAME", text, "a name"),
+    Field("words", "WIN_MARKET_NAME", text, "text"),
+    Field("name", "RACE_NAME", text, "text"),
+    Field("distance_m", "WIN_MARKET_NAME", furlongs, "a distance like 1m2f"),
+    Field("day", "RACETIME", day_of, "a time like 2026-01-01 21:49:00"),
+    Field("minutes", "RACETIME", time_of_day, "a time like 2026-01-01 21:49:00"),
+    Field("horse_name", "RUNNER_NAME", text, "a name", whole=True),
     _price("bsp", "WIN_BSP"),
     _price("rated_price_of_another_model", "RATED_PRICE"),
     _price("place_bsp", "PLACE_BSP"),
-    Field("placed", "PLACE_RESULT", integer, "1, 0 or -1", ("-1", "-1.0"), whole=False),
+    Field("placed", "PLACE_RESULT", integer, "1, 0 or -1", ("-1", "-1.0")),
 ]
 
 

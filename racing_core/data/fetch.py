@@ -16,14 +16,11 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import polars as pl
-
-from ..config import Home, write_whole
+from ..config import Home, locked, write_whole
 from . import racingapi, weather
-from .base import Parsed, Quarantine
 from .http import Limits, Unreachable, wait
 from .racejson import parse
-from .store import Store, _as_date, write
+from .store import Store, _as_date, add, write
 from ..errors import BadInput
 
 # %% ../../nbs/19a_data.fetch.ipynb #cell005
@@ -52,12 +49,13 @@ def spans(store: Store) -> dict[str, Span]:  # kind, and regions if chosen, to d
 
 def _advance(store: Store, key: str, since: date, done: date):
     "Add days to a cursor, when they join those it has; start it anew when they do not."
-    now = spans(store)
-    old = now.get(key)
-    joined = old is not None and old.since <= done and since <= old.done
-    now[key] = Span(min(since, old.since), max(done, old.done)) if joined else Span(since, done)
-    rows = {k: {"since": str(s.since), "done": str(s.done)} for k, s in sorted(now.items())}
-    write_whole(store.folder / CURSOR, json.dumps(rows, indent=1))
+    with locked(store.folder):
+        now = spans(store)
+        old = now.get(key)
+        joined = old is not None and old.since <= done and since <= old.done
+        now[key] = Span(min(since, old.since), max(done, old.done)) if joined else Span(since, done)
+        rows = {k: {"since": str(s.since), "done": str(s.done)} for k, s in sorted(now.items())}
+        write_whole(store.folder / CURSOR, json.dumps(rows, indent=1))
 
 
 def _start(store: Store, key: str, since: date | None, default: date) -> date:
@@ -164,30 +162,20 @@ async def _lists(job: _Job, clients: dict, since: date, until: date) -> dict:
 
 
 # %% ../../nbs/19a_data.fetch.ipynb #cell014
-def _with_weather(store: Store, found: pl.DataFrame, since: date, until: date) -> Parsed:
-    "The stored races of these days with new weather."
-    ids = found["race_id"].implode()
-    tables = {}
-    for name in {*store.manifest["tables"], "weather"} - {"quarantine"}:
-        old = store.read(name, since, until)
-        tables[name] = old.filter(pl.col("race_id").is_in(ids)) if name != "weather" else found
-    faults = store.read("quarantine")
-    empty = "column" not in faults.columns
-    faults = Quarantine().faults if empty else faults.filter(pl.col("race_id").is_in(ids))
-    counts = "rows_read duplicates quarantined non_runners starters kept dead_heats_first".split()
-    account = {"source": "weather", "races": len(found), **dict.fromkeys(counts, 0), "why": {}}
-    return Parsed(tables, faults, account)
+_COUNTS = "rows_read duplicates quarantined non_runners starters kept dead_heats_first".split()
 
 
 async def _weather(job: _Job, clients: dict, since: date, until: date) -> dict:
     "Ask for and store the weather of some days."
-    races, old = job.store.read("races", since, until), job.store.read("weather", since, until)
+    days = since, until
+    races, old = job.store.at_once(lambda s: (s.read("races", *days), s.read("weather", *days)))
     known = {row.pop("race_id"): row for row in old.iter_rows(named=True)}
     seen = await weather.observe(races, clients, job.now, known)
     fresh = seen.weather.join(old, on=seen.weather.columns, how="anti", nulls_equal=True)
     changed = False
     if len(fresh):
-        changed = write(job.store, _with_weather(job.store, fresh, since, until), job.now)
+        account = {"source": "weather", "races": len(fresh), **dict.fromkeys(_COUNTS, 0), "why": {}}
+        changed = add(job.store, "weather", fresh, races, account, job.now)
     if seen.missed and seen.weather.is_empty():
         got, where = "; ".join(seen.failures), f"{since} to {until}"
         raise Unreachable("no source of weather answers", got=got, where=where)

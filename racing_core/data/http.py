@@ -11,6 +11,8 @@ import base64
 import hashlib
 import json
 import os
+import re
+import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from ..config import address
 from ..errors import BadInput, RacingError
 from ..memo import Answers
 
@@ -66,6 +69,9 @@ def need(
     )
 
 
+_LONG = 6  # characters; a shorter key stands in names of horses by chance
+
+
 class Keys:
     "What proves who asks; it has no printable form."
 
@@ -84,6 +90,8 @@ class Keys:
             key=len,
             reverse=True,
         )
+        long = [re.escape(form) for form in self._forms if len(form) >= _LONG]
+        self._long = re.compile("|".join(long)) if long else None
 
     def __repr__(self):
         return "Keys(hidden)"
@@ -105,6 +113,14 @@ class Keys:
             text = text.replace(form, "***")
         return text
 
+    def scrub(self, value: Any) -> Any:
+        "A JSON value without the keys; very short ones, which are in many words, are left."
+        if isinstance(value, str):
+            return self._long.sub("***", value) if self._long else value
+        if isinstance(value, dict):
+            return {self.scrub(k): self.scrub(v) for k, v in value.items()}
+        return [self.scrub(v) for v in value] if isinstance(value, list) else value
+
 
 class _Keyed(httpx.AsyncBaseTransport):
     "Sends requests with keys that the client above does not know."
@@ -120,31 +136,6 @@ class _Keyed(httpx.AsyncBaseTransport):
 
 
 # %% ../../nbs/14_data.http.ipynb #cell010
-_HERE = ("127.0.0.1", "localhost", "::1")
-
-
-def _base(url: str) -> str:
-    "The address of a source, or a complaint that does not repeat a password written into it."
-    try:
-        u = httpx.URL(url.rstrip("/"))
-    except (httpx.InvalidURL, TypeError, AttributeError):
-        u = httpx.URL()
-    if (
-        u.userinfo
-        or u.query
-        or u.fragment
-        or not u.host
-        or not (u.scheme == "https" or (u.scheme == "http" and u.host in _HERE))
-    ):
-        expected = (
-            "https://host/path without user, password or query (http:// to this machine only)"
-        )
-        raise BadInput(
-            "not an address of a source", got=f"{u.scheme}://{u.host}", expected=expected
-        )
-    return str(u)
-
-
 def retry_after(
     value: str | None,  # the header Retry-After: seconds or a date
     now: datetime,  # the present, with its time zone
@@ -175,22 +166,30 @@ def _finite(word: str):
     raise ValueError(f"{word} is not JSON")
 
 
-def _json(body: bytes) -> tuple[str, Any]:
-    "The text and what it says."
+def _json(body: bytes, keys: Keys) -> tuple[str | None, Any]:
+    "The text, None where it repeats a key, and what it says without the keys."
     try:
         text = body.decode()
-        return text, json.loads(text, parse_constant=_finite)
+        answer = json.loads(text, parse_constant=_finite)
+        clean = keys.scrub(answer)
+        return (text if clean == answer and keys.hide(text) == text else None), clean
     except (ValueError, RecursionError) as e:
         raise _Again(f"{len(body)} bytes that are not JSON ({type(e).__name__})") from None
 
 
 async def _body(r: httpx.Response, most: int) -> bytes:
-    "The body, read until it is too large."
-    got = bytearray()
-    async for chunk in r.aiter_bytes(65536):
-        got += chunk
+    """The body, unpacked and read until it is too large. Unpacking stops there too: a few bytes,
+    packed twice, can become gigabytes in one step of httpx's own decoders."""
+    packed = [e.strip().lower() for e in r.headers.get("Content-Encoding", "identity").split(",")]
+    if packed not in (["identity"], ["gzip"]):
+        raise httpx.DecodingError(f"packed as {packed}, asked for gzip")
+    unpack, got = zlib.decompressobj(16 + zlib.MAX_WBITS), bytearray()
+    async for chunk in r.aiter_raw():
+        got += unpack.decompress(chunk, most + 1 - len(got)) if packed == ["gzip"] else chunk
         if len(got) > most:
-            break
+            return bytes(got[: most + 1])
+    if packed == ["gzip"] and not unpack.eof:
+        raise httpx.DecodingError("the packed answer has no end")
     return bytes(got)
 
 
@@ -207,7 +206,7 @@ class Client:
         do: str = "try again later",  # what a reader may do when the source refuses
     ):
         self.base_url, self.keys, self.limits, self.do = (
-            _base(base_url),
+            address(base_url, "an address of a source"),
             keys or Keys(),
             limits or Limits(),
             do,
@@ -220,7 +219,8 @@ class Client:
 
     async def __aenter__(self):
         timeout = httpx.Timeout(self.limits.timeout_s)
-        headers = {"Accept": "application/json", "User-Agent": "racing-core"}
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
+        headers |= {"User-Agent": "racing-core"}
         self._http = httpx.AsyncClient(
             transport=_Keyed(self.keys),
             base_url=self.base_url,
@@ -248,13 +248,13 @@ class Client:
             self.remembered += 1
             return json.loads(text)
         text, answer = await self._ask(path, params, where)
-        if fresh_s > 0 and self.keys.hide(text) == text:
+        if fresh_s > 0 and text is not None:
             self._memory.put(name, text, fresh_s)
         return answer
 
     async def _ask(
         self, path: str, params: Mapping[str, Any] | None, where: str
-    ) -> tuple[str, Any]:
+    ) -> tuple[str | None, Any]:
         "Attempts until one succeeds, one is final, or patience ends."
         limits = self.limits
         await self._turn()
@@ -279,7 +279,7 @@ class Client:
 
     async def _once(
         self, path: str, params: Mapping[str, Any] | None, where: str
-    ) -> tuple[str, Any]:
+    ) -> tuple[str | None, Any]:
         "One attempt."
         self.requests += 1
         try:
@@ -295,7 +295,7 @@ class Client:
                 body = await _body(r, self.limits.max_bytes if r.is_success else 4000)
         except TimeoutError:
             raise _Again(f"nothing in {self.limits.timeout_s:g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as e:
+        except (httpx.TransportError, httpx.DecodingError, zlib.error) as e:
             raise _Again(type(e).__name__) from None
         if not r.is_success:
             said = self.keys.hide(" ".join(body.decode(errors="replace").split()))[:200]
@@ -309,7 +309,7 @@ class Client:
                 where=where,
                 do="ask for less at once",
             )
-        return _json(body)
+        return _json(body, self.keys)
 
     async def _turn(self):
         """Wait until it is this question's turn; a pause that the source asked for moves everyone

@@ -106,7 +106,7 @@ def _queries(where: Endpoint, since: date, until: date, today: date) -> list[dic
 
 
 # %% ../../nbs/15_data.racingapi.ipynb #cell015
-_LAST_SKIP = 20_000  # races of one list that the source gives at most
+_MOST_PAGES = 250  # the source gives at most 20,000 races of one list, 100 or more a page
 
 
 async def _pages(
@@ -114,7 +114,8 @@ async def _pages(
 ) -> list[tuple[str, list]]:
     "All pages of one list."
     pages, seen = [], set()
-    while (skip := sum(len(races) for _, races in pages)) <= _LAST_SKIP:
+    while len(pages) < _MOST_PAGES:
+        skip = sum(len(races) for _, races in pages)
         answer = await ask.get(where.path, query | {"limit": where.limit, "skip": skip}, fresh_s)
         races = answer.get(where.answer) if isinstance(answer, dict) else None
         if not isinstance(races, list):
@@ -126,8 +127,13 @@ async def _pages(
         total, seen = answer.get("total"), seen | new
         short = len(races) < where.limit
         if not new or (skip + len(races) >= total if isinstance(total, int) else short):
-            break
-    return pages
+            return pages
+    got, expected = (
+        f"{len(seen)} races in {len(pages)} pages",
+        f"a last one before page {_MOST_PAGES}",
+    )
+    do = "ask for fewer days at once"
+    raise Unreachable("a list does not end", got=got, expected=expected, where=where.path, do=do)
 
 
 # %% ../../nbs/15_data.racingapi.ipynb #cell017

@@ -33,12 +33,31 @@ __all__ = [
 # %% ../../nbs/10_data.readers.ipynb #cell002
 import re
 from collections.abc import Callable
+from functools import wraps
 
 import polars as pl
 
 from ..schema import PRICES
 
+
 # %% ../../nbs/10_data.readers.ipynb #cell005
+def _once(prepare: Callable[[pl.Expr], pl.Expr]) -> Callable:
+    "A reader of what `prepare` makes of a cell, worked out once however often the reader looks."
+
+    def decorate(read: Callable[..., pl.Expr]) -> Callable[..., pl.Expr]:
+        @wraps(read)
+        def reader(e: pl.Expr, **limits) -> pl.Expr:
+            e = prepare(e)
+            name = e.meta.output_name(raise_if_undetermined=False) or "cell"
+            value = read(pl.field(name), **limits).alias(name)
+            return pl.struct(e.alias(name)).struct.with_fields(value).struct.field(name)
+
+        return reader
+
+    return decorate
+
+
+# %% ../../nbs/10_data.readers.ipynb #cell006
 BLANK = ["", "-", "--", "---", "–", "—", "None", "null", "NULL", "nan", "NaN", "N/A", "n/a"]
 
 
@@ -68,16 +87,16 @@ def folded(e: pl.Expr) -> pl.Expr:
     return text(e).str.replace_all(_NOISE, "").str.to_uppercase()
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell008
+# %% ../../nbs/10_data.readers.ipynb #cell009
 _GROUPS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?$"  # 1,080.50
 _POINT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"  # 12  2.5  .5  1e-05
 _COMMA = "^[+-]?[0-9]*,[0-9]+$"  # 3,5
 _TWOFOLD = r"^[+-]?[1-9][0-9]{0,2}\.[0-9]{3}$"  # 1.080 where decimals have a comma
 
 
+@_once(lambda e: text(e).str.replace("^−", "-"))
 def number(e: pl.Expr) -> pl.Expr:
     "A finite number: `2.5`, `1,080.50`, or `3,5` where the column writes decimals with a comma."
-    e = text(e).str.replace("^−", "-")
     grouped, plain, comma = (e.str.contains(pattern) for pattern in (_GROUPS, _POINT, _COMMA))
     commas = (comma & ~grouped).any()
     points = (plain & e.str.contains(".", literal=True)).any()
@@ -93,10 +112,10 @@ def number(e: pl.Expr) -> pl.Expr:
     return pl.when(n.is_finite()).then(n)
 
 
+@_once(number)
 def integer(e: pl.Expr, lo: int = -32767, hi: int = 32767) -> pl.Expr:
     "A whole number within limits (`12`, `12.0`)."
-    n = number(e)
-    return pl.when((n == n.floor()) & n.is_between(lo, hi)).then(n).cast(pl.Int32)
+    return pl.when((e == e.floor()) & e.is_between(lo, hi)).then(e).cast(pl.Int32)
 
 
 def money(e: pl.Expr) -> pl.Expr:
@@ -104,7 +123,7 @@ def money(e: pl.Expr) -> pl.Expr:
     return number(text(e).str.replace(r"^(?:[A-Z]{0,3}[£€$¥]|[A-Z]{3}\s)\s*|\s*[£€$¥]$", ""))
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell011
+# %% ../../nbs/10_data.readers.ipynb #cell012
 _MIN, _MAX = PRICES.columns["odds"].lo, PRICES.columns["odds"].hi
 _FAVOURITE = r"((jt|c|j)?-?f(av)?|[cj]|\*)$"
 
@@ -115,9 +134,9 @@ def _tight(e: pl.Expr) -> pl.Expr:
     return e.str.replace_all(r"\s*([^\s0-9.,])\s*", "$1")
 
 
+@_once(lambda e: _tight(e).str.replace(_FAVOURITE, ""))
 def odds(e: pl.Expr) -> pl.Expr:
     "Decimal odds, stake included, from `3.5`, `5/2`, `11-4`, `evens`, `9/4F`, `+250` or `-120`."
-    e = _tight(e).str.replace(_FAVOURITE, "")
     evens = pl.when(e.is_in(["evens", "even", "evs", "evn", "ev", "evenmoney"])).then(2.0)
     sign = e.str.extract("^([+-])")
     hundred = e.str.extract(r"^[+-]([0-9]{3,7}(?:\.[0-9]+)?)$").cast(pl.Float64)
@@ -131,7 +150,7 @@ def odds(e: pl.Expr) -> pl.Expr:
     return pl.when(decimal.is_between(_MIN, _MAX)).then(decimal)
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell015
+# %% ../../nbs/10_data.readers.ipynb #cell016
 UNMEASURED = ("ML", "TO", "DIST", "DISTANCE", "多個馬位", "遙遙落後", "LOIN")
 _SHORT = {
     0.0: ["平頭馬", "同着", "DH", "DHT", "dead heat"],
@@ -146,13 +165,18 @@ _LENGTHS = {fold(word): lengths for lengths, words in _SHORT.items() for word in
 _VULGAR = {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅛": "1/8", "⅜": "3/8"}
 
 
+@_once(text)
 def _part(e: pl.Expr) -> pl.Expr:
     "Lengths of a margin without `+`."
     whole, top, bottom = (
-        e.str.extract(r"^(?:([0-9]{1,3})[-. ]\s*)?([0-9]{1,2})/([1-9][0-9]?)$", i).cast(pl.Float64)
+        e.str.extract(r"^(?:([0-3]?[0-9]{1,2})[-. ]\s*)?([0-9]{1,2})/([1-9][0-9]?)$", i).cast(
+            pl.Float64
+        )
         for i in (1, 2, 3)
     )
-    plain = e.str.extract(r"^([0-9]{1,3}(?:\.[0-9]+|,[0-9]{1,2})?|\.[0-9]+)$").str.replace(",", ".")
+    plain = e.str.extract(r"^([0-3]?[0-9]{1,2}(?:\.[0-9]+|,[0-9]{1,2})?|\.[0-9]+)$").str.replace(
+        ",", "."
+    )
     return pl.coalesce(
         folded(e).replace_strict(_LENGTHS, default=None, return_dtype=pl.Float64),
         whole.fill_null(0) + top / bottom,
@@ -160,19 +184,23 @@ def _part(e: pl.Expr) -> pl.Expr:
     )
 
 
-def lengths(e: pl.Expr) -> pl.Expr:
-    """Lengths from `1-1/2`, `1½`, `3/4`, `2.25`, `HD`, `nk`, `頸位`, `クビ+1/2` …; a sign in front of
-    a word is ignored."""
+def _margin(e: pl.Expr) -> pl.Expr:
+    "The text of a margin with common fractions and no unit."
     e = text(e).str.replace(r"^[+-](\D+)$", "$1")
     for glyph, fraction in _VULGAR.items():
         e = e.str.replace(glyph, " " + fraction, literal=True)
-    e = e.str.replace(r"(?i)([0-9])\s*(l|lengths?|馬身)$", "$1")
+    return e.str.replace(r"(?i)([0-9])\s*(l|lengths?|馬身)$", "$1")
+
+
+@_once(_margin)
+def lengths(e: pl.Expr) -> pl.Expr:
+    """Lengths from `1-1/2`, `1½`, `3/4`, `2.25`, `HD`, `nk`, `頸位`, `クビ+1/2` …; a sign in front of
+    a word is ignored."""
     first, second = (e.str.extract(r"^([^+]+)(?:\+([^+]+))?$", i).str.strip_chars() for i in (1, 2))
-    n = _part(first) + pl.when(second.is_null()).then(0.0).otherwise(_part(second))
-    return pl.when(n.is_between(0, 400)).then(n)
+    return _part(first) + pl.when(second.is_null()).then(0.0).otherwise(_part(second))
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell019
+# %% ../../nbs/10_data.readers.ipynb #cell020
 _OFF = {
     "did_not_finish": "PU P,pulled up,UR U,unseated,unseated rider,F FE,fell,BD B,brought down,"
     "RO R,ran out,SU S,slipped up,REF,refused,RR,refused to race,CO C,carried out,LFT L,"
@@ -190,12 +218,13 @@ PLACE_CODES = {
 _PLACE = r"(?i)^=?\s*([0-9]{1,2})(?:\.0+)?\s*(?:=|DH|st|nd|rd|th|平頭馬|同着|\((?:再|降|同着)\))?$"
 
 
+@_once(lambda e: text(e).str.extract(_PLACE).cast(pl.Int32))
 def position(e: pl.Expr) -> pl.Expr:
     "Position in the order of finishing from `2`, `2.0`, `2nd`, `2DH`, `=2`, `2 平頭馬`, `2(降)`."
-    n = text(e).str.extract(_PLACE).cast(pl.Int32)
-    return pl.when(n.is_between(1, 60)).then(n)
+    return pl.when(e.is_between(1, 60)).then(e)
 
 
+@_once(text)
 def status(e: pl.Expr) -> pl.Expr:
     "`finished` for a position; what a code of `PLACE_CODES` stands for otherwise."
     off = folded(e).replace_strict(PLACE_CODES, default=None, return_dtype=pl.String)
@@ -207,7 +236,7 @@ def withdrawn(e: pl.Expr) -> pl.Expr:
     return (status(e) == "non_runner").fill_null(False)
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell023
+# %% ../../nbs/10_data.readers.ipynb #cell024
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 _ISO = r"^([0-9]{4})[-/.]([0-9]{1,2})[-/.]([0-9]{1,2})(?:[t ]00:00(?::00(?:\.0+)?)?)?$"
 _DAY_FIRST = r"^([0-9]{1,2})[-/. ]+([0-9]{1,2}|[a-z]{3})[a-z]*[-/., ]+([0-9]{4}|[0-9]{2})$"
@@ -222,9 +251,9 @@ def _ymd(year: pl.Expr, month: pl.Expr, day: pl.Expr) -> pl.Expr:
     return parts.str.to_date("%Y-%m-%d", strict=False)
 
 
+@_once(lambda e: text(e).str.to_lowercase())
 def calendar(e: pl.Expr) -> pl.Expr:
     "A day from `2024-02-13`, `13/02/2024`, `13-02-24`, `13.2.2024`, `13 Feb 2024`."
-    e = text(e).str.to_lowercase()
     year, month, day = (e.str.extract(_ISO, i) for i in (1, 2, 3))
     iso = pl.coalesce(_ymd(year, month, day), e.str.to_date("%Y%m%d", strict=False))
     day, month, year = (e.str.extract(_DAY_FIRST, i) for i in (1, 2, 3))
@@ -240,11 +269,12 @@ def day(fmt: str = "%Y-%m-%d") -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: _within(text(e).str.to_date(fmt, strict=False))
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell026
+# %% ../../nbs/10_data.readers.ipynb #cell027
+@_once(text)
 def clock(e: pl.Expr) -> pl.Expr:
     "Seconds from `1:23.30`, `1.11.17` or `58.7`."
     minutes, seconds = (
-        text(e).str.extract(r"^(?:([0-9]{1,2})[:.])?([0-9]{1,2}\.[0-9]{1,3})$", i).cast(pl.Float64)
+        e.str.extract(r"^(?:([0-9]{1,2})[:.])?([0-9]{1,2}\.[0-9]{1,3})$", i).cast(pl.Float64)
         for i in (1, 2)
     )
     return pl.when(seconds < 60).then((minutes.fill_null(0) * 60 + seconds).round(3))
@@ -255,16 +285,17 @@ _TIME = r"(?i)^(?:[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{2,4}[T ]+)?([0-9]{1,2})[:.
 _TIME += rf"(?::[0-5][0-9](?:\.[0-9]+)?)?(?:{_HALF})?$"
 
 
+@_once(text)
 def time_of_day(e: pl.Expr) -> pl.Expr:
     "Minutes after midnight from `13:35`, `13:35:00.000`, `14h20`, `1:35 PM`, `1/07/2026 13:05`."
-    hour, minute, half = (text(e).str.extract(_TIME, i) for i in (1, 2, 3))
+    hour, minute, half = (e.str.extract(_TIME, i) for i in (1, 2, 3))
     h = hour.cast(pl.Int32)
     twelve = pl.when(h.is_between(1, 12)).then(h % 12 + 12 * (half.str.to_lowercase() == "p"))
     h = pl.when(half.is_null()).then(h).otherwise(twelve)
     return pl.when(h < 24).then(h * 60 + minute.cast(pl.Int32))
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell027
+# %% ../../nbs/10_data.readers.ipynb #cell028
 def _half(
     races: pl.DataFrame,  # said, free (may be of the afternoon), order and the meeting's columns
     meeting: list[str],
@@ -323,13 +354,20 @@ def off_utc(
     return there.dt.convert_time_zone("UTC")
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell032
+# %% ../../nbs/10_data.readers.ipynb #cell033
 POUND_KG = 0.45359237
 
 
+@_once(number)
+def _guessed(bare: pl.Expr) -> pl.Expr:
+    "Kilograms from a number without a unit."
+    pounds = pl.when(bare < 999).then((bare * POUND_KG).round(3))
+    return pl.when(bare <= 90).then(bare).otherwise(pounds)
+
+
+@_once(lambda e: _tight(e).str.replace("([0-9])½", "${1}.5"))
 def weight_kg(e: pl.Expr) -> pl.Expr:
     "Kilograms from `9-7`, `9st 7lb`, `133lb`, `60.5kg`, `57½`, `60.5` or `133`."
-    e = _tight(e).str.replace("([0-9])½", "${1}.5")
     unit = r"^([0-9]{1,3}(?:[.,][0-9]{1,3})?)UNITs?$"
     kilos, pounds = (
         e.str.extract(unit.replace("UNIT", u)).str.replace(",", ".").cast(pl.Float64)
@@ -339,17 +377,16 @@ def weight_kg(e: pl.Expr) -> pl.Expr:
     stone, over = (e.str.extract(pattern, i).cast(pl.Float64) for i in (1, 2))
     said = (over < 14) | (over.is_null() & e.str.ends_with("st"))
     pounds = pl.coalesce(pounds, pl.when(said).then(stone * 14 + over.fill_null(0)))
-    bare = number(pl.when(e.str.contains("^[0-9.,]+$")).then(e))
-    pounds = pl.coalesce(pounds, pl.when(bare.is_between(90, 999, "right")).then(bare))
-    return pl.coalesce(kilos, (pounds * POUND_KG).round(3), pl.when(bare <= 90).then(bare))
+    bare = _guessed(pl.when(e.str.contains("^[0-9.,]+$")).then(e))
+    return pl.coalesce(kilos, (pounds * POUND_KG).round(3), bare)
 
 
-# %% ../../nbs/10_data.readers.ipynb #cell035
+# %% ../../nbs/10_data.readers.ipynb #cell036
 _IMPERIAL = r"^(?:([0-9](?:\.[0-9]+)?)m)?(?:([0-9]{1,2}(?:\.[0-9]+)?)f)?(?:([0-9]{1,4})y)?$"
 
 
-def distance_m(e: pl.Expr) -> pl.Expr:
-    "Metres from `1m2f110y`, `1m 4f`, `6½f`, `1¼m`, `1320 yards`, `1600m`, `2,400 m` or `1600`."
+def _far(e: pl.Expr) -> pl.Expr:
+    "The text of a distance with short units and decimals."
     e = _tight(e)
     for long, short in (
         ("yards?|yds?", "y"),
@@ -360,6 +397,12 @@ def distance_m(e: pl.Expr) -> pl.Expr:
         e = e.str.replace(f"({long})", short)
     for glyph, decimal in {"½": ".5", "¼": ".25", "¾": ".75"}.items():
         e = e.str.replace(f"([0-9]){glyph}", "${1}" + decimal).str.replace(glyph, "0" + decimal)
+    return e
+
+
+@_once(_far)
+def distance_m(e: pl.Expr) -> pl.Expr:
+    "Metres from `1m2f110y`, `1m 4f`, `6½f`, `1¼m`, `1320 yards`, `1600m`, `2,400 m` or `1600`."
     metric = e.str.replace(r"^([0-9]),([0-9]{3})(m?)$", "$1$2$3")
     metric = metric.str.extract(r"^([0-9]{3,4}(?:\.[0-9]+)?)m?$").cast(pl.Float64)
     miles, furlongs, yards = (

@@ -66,7 +66,16 @@ def truncation(
 
 
 # %% ../../nbs/29a_features.leaks.ipynb #6f978431
-OUTCOMES = ("status", "position", "margin_lengths", "time_s", "odds", "early_position", "comment")
+OUTCOMES = (
+    "status",
+    "position",
+    "margin_lengths",
+    "time_s",
+    "odds",
+    "final_odds",
+    "early_position",
+    "comment",
+)
 
 
 def scramble(
@@ -132,14 +141,14 @@ def screen(
     starts: pl.DataFrame,  # the wide frame, row by row beside it
     columns: list[str] | None = None,  # features to screen; all registered ones by default
 ) -> pl.DataFrame:  # year, feature, kind (value or missing), missing rows, z; largest |z| first
-    """Residual z-score on the market, by year, of every feature and of every missing value; none
+    """Residual z-score on the final market, by year, of every feature and of every missing value; none
     from fewer than `ENOUGH` runners, where it is not normal."""
     race = st.race_codes(starts)
-    priced = has_market(starts["odds"].fill_null(np.nan).to_numpy(), race)
+    priced = has_market(starts["final_odds"].fill_null(np.nan).to_numpy(), race)
     usable = (priced & (np.bincount(race, st.winners(starts)) > 0))[race]
     frame, starts = frame.filter(usable), starts.filter(usable)
     race, years, rows = st.race_codes(starts), starts["date"].dt.year().to_numpy(), []
-    p = implied(starts["odds"].to_numpy(), race)
+    p = implied(starts["final_odds"].to_numpy(), race)
     surprise = st.winners(starts) - p
     for name in names() if columns is None else columns:
         x = frame[name].cast(pl.Float64).to_numpy()
@@ -182,10 +191,10 @@ def like_the_price(
     the runners that have both."""
     columns, race = names() if columns is None else columns, st.race_codes(starts)
     ranks = pl.concat(
-        [frame.select(pl.col(columns).fill_nan(None)), starts.select("odds", "race_id")],
+        [frame.select(pl.col(columns).fill_nan(None)), starts.select("final_odds", "race_id")],
         how="horizontal",
     ).select(pl.exclude("race_id").rank().over("race_id"))
-    price = ranks["odds"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    price = ranks["final_odds"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     rows = []
     for name in columns:
         x = ranks[name].cast(pl.Float64).fill_null(np.nan).to_numpy()

@@ -38,7 +38,7 @@ from racing_core.features.registry import (
     on_timeline,
     timelines,
 )
-from ..starts import race_codes
+from ..starts import days_unknown, decided, known, race_codes
 
 # %% auto #0
 __all__ = [
@@ -189,10 +189,11 @@ def compute(
     history: History,  # what is known of the past; rows of the same or a later date are not seen
     columns: Iterable[str] | None = None,  # features wanted; all registered ones by default
 ) -> pl.DataFrame:  # race_id, runner_no, date and one Float64 column for each feature
-    "Features of every runner; of the registered ones only those that the wanted are made from are evaluated."
+    """Features of every runner as of the frame's decision time; of the registered ones only those
+    that the wanted are made from are evaluated."""
     columns = names() if columns is None else list(columns)
-    made = needed(columns)
-    field = prepare(runners)
+    made, unknown = needed(columns), f"{days_unknown(decided(runners))}d"
+    field = prepare(known(runners)).with_columns(pl.col("date").dt.offset_by(f"-{unknown}"))
     history = history.touching(field) if len(field) <= CARD else history
     for timeline in dict.fromkeys(f.after for f in made if f.after):
         kept = [f.name for f in made if f.after == timeline]
@@ -200,7 +201,7 @@ def compute(
     for step in _steps(f for f in made if not f.after):
         field = field.with_columns(f.expr for f in step)
     values = pl.col(columns).cast(pl.Float64).fill_nan(None)
-    frame = field.select("race_id", "runner_no", "date", values)
+    frame = field.select("race_id", "runner_no", pl.col("date").dt.offset_by(unknown), values)
     _warn_of_absent(frame)
     return frame
 

@@ -101,8 +101,8 @@ def results(
     starts: pl.DataFrame,  # the wide frame of starters
 ) -> pl.DataFrame:  # the prepared columns and what became of each start
     "What a start was worth, apart from its time."
-    n, position, inverse = pl.col("n_starters"), pl.col("position"), 1 / pl.col("odds")
-    priced = pl.col("odds").is_not_null().all().over("race_id")
+    n, position, inverse = pl.col("n_starters"), pl.col("position"), 1 / pl.col("final_odds")
+    priced = pl.col("final_odds").is_not_null().all().over("race_id")
     won = (position == 1).fill_null(False)
     placed = ~((pl.col("status") == "finished") & position.is_null()).fill_null(False).any().over(
         "race_id"

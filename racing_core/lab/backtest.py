@@ -26,7 +26,7 @@ from ..folds import Races, Window
 from ..fields import uniform
 from ..intervals import Estimate
 from ..metrics import Board, brier, delta_r2, summary, uniform_logloss
-from ..odds import implied, overround
+from ..odds import has_market, implied, overround
 from ..pipeline import Pipeline, save_pipeline
 from ..records import by_field
 from ..tripwires import Wire, tripwires
@@ -47,6 +47,7 @@ __all__ = [
     "placebo",
     "YearGain",
     "gain_by_year",
+    "over_the_close",
     "Finding",
     "figures",
     "peak_mb",
@@ -71,6 +72,7 @@ class Backtest:
     seconds: float
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
     operation: Operation
+    as_of: str = "close"  # decision time: the moment whose prices and facts were used
 
 
 _KEYS = (
@@ -85,6 +87,8 @@ _KEYS = (
     "n_starters",
     "horse_name",
     "odds",
+    "final_odds",
+    "as_of",
     "true_p",
 )  # of a test starter; the other columns of its row are outcomes and stages
 
@@ -107,7 +111,7 @@ def _importance(pipeline: Pipeline, X: Matrix) -> pl.DataFrame:
 
 # %% ../../nbs/62_lab.backtest.ipynb #cell009
 def backtest(
-    starts: pl.DataFrame,  # the wide frame of everything known
+    starts: pl.DataFrame,  # the wide frame of everything known, as of the decision time
     test_from: date,  # first day of the test window
     test_to: date | None = None,  # last day; the last there is by default
     progress: Progress = lambda step, done: None,
@@ -139,6 +143,7 @@ def backtest(
         seconds,
         alarms(frame, starts),
         _operation(fitted, races.rows(last.test), seconds / 60),
+        st.decided(starts),
     )
 
 
@@ -177,18 +182,22 @@ def bankroll(
     probability: str = "combined",  # column to bet on
     dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
 ) -> pl.DataFrame:  # a row per race day
-    """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, settled at the
-    dividends where there are any and else at the closing price that was chosen at."""
-    p, odds, win, race, day = _bets(predictions, probability)
-    win, settle, _ = _settled(predictions, dividends)
+    """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, chosen at the price of
+    the decision and settled at the dividends where there are any and else at the final price."""
+    p, _, _, race, day = _bets(predictions, probability)
+    odds, win, settle, _ = _settled(predictions, dividends)
     return betting.run(p, odds, win, race, day, settle_odds=settle, **TERMS)
 
 
-def _settled(p: pl.DataFrame, dividends: pl.DataFrame | None) -> tuple[np.ndarray, np.ndarray, str]:
-    "Winners, the prices they are paid at, and how that is called."
+def _settled(
+    p: pl.DataFrame, dividends: pl.DataFrame | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    "Prices that are seen, winners, the prices they are paid at, and how that is called."
+    at, label = betting.next_price(p)
     if dividends is None:
-        return p["win"].to_numpy(), p["odds"].to_numpy(), betting.OPTIMISTIC
-    return betting.at_dividends(p, dividends)
+        return at["odds"], p["win"].to_numpy(), at["settle_odds"], label
+    win, settle, label = betting.at_dividends(p, dividends)
+    return np.where(np.isnan(settle), np.nan, p["odds"]), win, settle, label
 
 
 def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
@@ -249,6 +258,21 @@ def gain_by_year(
     return [YearGain(y, part["race_id"].n_unique(), _gain(part)) for (y,), part in years]
 
 
+def over_the_close(
+    p: pl.DataFrame,  # predictions
+    gain: Estimate,  # over the market of the decision
+) -> float:
+    """The gain that is held against the wire. Early prices are beaten honestly, the final one hardly:
+    an earlier decision is measured against that, where every starter has one."""
+    final = p["final_odds"].fill_null(np.nan).to_numpy()
+    rows = has_market(final, st.race_codes(p))[st.race_codes(p)]
+    if st.decided(p) in st.FINAL or not rows.any():
+        return gain.value
+    p = p.filter(rows)
+    close = implied(final[rows], st.race_codes(p))
+    return _gain(p.with_columns(close=pl.Series(close)), "close").value
+
+
 # %% ../../nbs/62_lab.backtest.ipynb #80c67c33
 @dataclass(frozen=True)
 class Finding:
@@ -279,11 +303,17 @@ class Finding:
     attainable_delta_r2: float | None  # of the oracle over the market
     scores: dict | None = None  # whose semantic scores were read
     families: Any = None  # an `Ablation`, where one was asked for
+    as_of: str = "close"  # decision time: a moment
 
     @property
     def simulated(self) -> bool:
         "Is the truth known?"
         return "oracle" in self.boards
+
+    @property
+    def decided(self) -> str:
+        "The decision time in words that follow `as of`."
+        return st.SAID[self.as_of]
 
     @property
     def tripped(self) -> list[str]:
@@ -304,7 +334,7 @@ def figures(
     "Read what was foreseen against what happened."
     p, race, windows = found.predictions, st.race_codes(found.predictions), found.windows
     boards = _boards(p)
-    money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[2])
+    money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[-1])
     everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
     gain, known = _gain(p), "oracle" in boards
     best, market = (boards[k]["r2"].value if known else None for k in ("oracle", "market"))
@@ -329,11 +359,14 @@ def figures(
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=tripwires(boards["combined"], everything, takeout, gain.value, alarming),
+        tripwires=tripwires(
+            boards["combined"], everything, takeout, over_the_close(p, gain), alarming
+        ),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
         attainable_delta_r2=best - market if known else None,
+        as_of=found.as_of,
     )
 
 

@@ -19,7 +19,7 @@ import polars as pl
 from .. import starts as st
 from ..calibration import choose
 from ..combiners import Average, Combiner, Weighted
-from .backtest import Progress, peak_mb
+from .backtest import Progress, over_the_close, peak_mb
 from ..features.leaks import alarms
 from ..features.matrix import build
 from ..folds import Races, Window
@@ -242,6 +242,7 @@ class Contest:
     groups: dict[str, str]  # name to one of GROUPS
     folds: str  # which folds
     alarms: dict[str, float]  # what `features.leaks.alarms` says of the features
+    as_of: str = "close"  # decision time: a moment
 
 
 def _groups(entries: Entries) -> dict[str, str]:
@@ -258,7 +259,7 @@ def _groups(entries: Entries) -> dict[str, str]:
 
 
 def contest(
-    starts: pl.DataFrame,  # the wide frame of everything known
+    starts: pl.DataFrame,  # the wide frame of everything known, as of the decision time
     test_from: date,  # first day of the test window
     test_to: date | None,  # last day; the last there is by default
     entries: Entries,
@@ -290,14 +291,15 @@ def contest(
         _groups(entries),
         f"{entries.folds} folds, {kind}",
         alarms(frame, starts),
+        st.decided(starts),
     )
 
 
 def _rows(starts: pl.DataFrame, races: Races, step: Step) -> pl.DataFrame:
     "Keys, price and outcome of the test starters."
-    keys = starts.filter(step.test).select("race_id", "runner_no", "date", "odds", "true_p")
+    keys = ("race_id", "runner_no", "date", "odds", "final_odds", "as_of", "true_p")
     y = races.y.rows(step.test)
-    return keys.with_columns(win=y.win, position=y.position)
+    return starts.filter(step.test).select(keys).with_columns(win=y.win, position=y.position)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell012
@@ -338,6 +340,7 @@ class Standings:
     tripwires: list[Wire]
     seconds: float
     peak_mb: int
+    as_of: str = "close"  # decision time: a moment
 
     def __getitem__(self, name: str) -> Contestant:
         "The contestant of a name."
@@ -347,6 +350,11 @@ class Standings:
     def simulated(self) -> bool:
         "Is the truth known?"
         return any(c.name == "oracle" for c in self.contestants)
+
+    @property
+    def decided(self) -> str:
+        "The decision time in words that follow `as of`."
+        return st.SAID[self.as_of]
 
     @property
     def tripped(self) -> list[str]:
@@ -388,6 +396,7 @@ def figures(
         if known
         else {}
     )
+    held = over_the_close(p.with_columns(combined="pipeline + price"), best.adds)
     board = summary(priced, win, position, race, day)
     return Standings(
         found.windows[0].test_from,
@@ -398,7 +407,8 @@ def figures(
         found.folds,
         rows,
         found.told,
-        tripwires(board, delta_r2=best.adds.value, more=beyond | found.alarms),
+        tripwires(board, delta_r2=held, more=beyond | found.alarms),
         round(found.seconds, 1),
         round(peak_mb()),
+        found.as_of,
     )

@@ -7,12 +7,14 @@ __all__ = ["LightGBM", "relevance", "LambdaRank", "SoftmaxTrees"]
 
 # %% ../../nbs/32_models.trees.ipynb #cell002
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from ..errors import Tampered
 from .base import Model, Outcomes
 from .plackett import exploded, stages
 
@@ -25,6 +27,55 @@ def _lightgbm() -> ModuleType:
     import lightgbm
 
     return lightgbm
+
+
+# %% ../../nbs/32_models.trees.ipynb #whole
+_OF_LEAVES = ("leaf_value", "leaf_weight", "leaf_count")
+_OF_SPLITS = ("split_feature", "split_gain", "threshold", "decision_type", "left_child")
+_OF_SPLITS += ("right_child", "internal_value", "internal_weight", "internal_count")
+_NUMBERS = re.compile(r"[-+0-9.einfa ]*")
+
+
+def _sound(tree: str, columns: int) -> bool:
+    "Has a tree all its numbers, and does every split lead on?"
+    said = dict(line.split("=", 1) for line in tree.split("\n") if line)
+    leaves, kinds = int(said["num_leaves"]), (said["num_cat"], said["is_linear"])
+    if leaves < 1 or kinds != ("0", "0") or not all(map(_NUMBERS.fullmatch, said.values())):
+        return False
+    if leaves == 1:
+        return len(said["leaf_value"].split()) == 1
+    lengths = dict.fromkeys(_OF_LEAVES, leaves) | dict.fromkeys(_OF_SPLITS, leaves - 1)
+    if any(len([float(x) for x in said[k].split(" ")]) != n for k, n in lengths.items()):
+        return False
+    children = [map(int, said[side].split(" ")) for side in ("left_child", "right_child")]
+    leads = (
+        split < child < leaves - 1 or -leaves <= child < 0
+        for side in children
+        for split, child in enumerate(side)
+    )
+    return all(leads) and all(0 <= int(j) < columns for j in said["split_feature"].split(" "))
+
+
+def _whole(
+    text: str,  # of a model
+    columns: int,  # that it reads
+) -> bool:
+    "Can LightGBM read it without falling?"
+    head, at = text.partition("\n\n")[0], text.find("\n\n") + 2
+    try:
+        said = dict(line.split("=", 1) for line in head.split("\n") if "=" in line)
+        for i, size in enumerate(map(int, said["tree_sizes"].split())):
+            tree = text[at : at + size]
+            if not tree.startswith(f"Tree={i}\n") or not _sound(tree, columns):
+                return False
+            at += size
+        shape = said["num_class"], said["num_tree_per_iteration"], int(said["max_feature_idx"])
+    except (KeyError, ValueError):
+        return False
+    end = re.compile(
+        r"end of trees\n.*\nend of parameters\n\npandas_categorical:[^\n]*\n", re.DOTALL
+    )
+    return shape == ("1", "1", columns - 1) and bool(end.fullmatch(text, at))
 
 
 # %% ../../nbs/32_models.trees.ipynb #cell006
@@ -67,7 +118,12 @@ class LightGBM(Model):
         return {}
 
     def _load(self, state: dict, folder: Path) -> None:
-        self.booster = _lightgbm().Booster(model_file=str(folder / "trees.txt"))
+        file = folder / "trees.txt"
+        text = file.read_bytes().decode("latin-1")
+        if not _whole(text, len(self.columns)):
+            expected = "a whole model of LightGBM"
+            raise Tampered("the trees are cut or damaged", expected=expected, where=str(file))
+        self.booster = _lightgbm().Booster(model_str=text)
 
 
 # %% ../../nbs/32_models.trees.ipynb #cell008

@@ -92,7 +92,7 @@ def open_book(
     "Read a bundle and the races to show."
     predictor = Predictor.of(read(locate(home, bundle)), home)
     first = predictor.remembers_from
-    shown = Store(home, predictor.source).starts(since=first)
+    shown = Store(home, predictor.source).starts(since=first, as_of=predictor.as_of)
     if before is not None:
         past = shown.filter(pl.col("date") <= predictor.trained_until)["date"].unique().sort()
         dropped = past.head(max(len(past) - before, 0)).implode()
@@ -161,6 +161,11 @@ class Sheet:
         return any(line.finish is not None or line.out for line in self.lines)
 
     @property
+    def decided(self) -> str:
+        "The decision time in words that follow `as of`."
+        return st.SAID[self.prediction.as_of]
+
+    @property
     def basis(self) -> str:
         "What the answer was made from."
         alone = self.prediction.stage == "fundamental"
@@ -227,6 +232,7 @@ def title(
         version=facts["version"],
         first=facts["trained_from"],
         last=facts["trained_until"],
+        decided=st.SAID[book.predictor.as_of],
         unseen=book.starts["date"].max() > book.trained_until,
     )
 

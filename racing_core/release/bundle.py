@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from importlib.metadata import version as installed
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +22,7 @@ from ..errors import BadInput, Tampered
 from ..features.matrix import History, identities, names
 from ..pipeline import Pipeline, load_pipeline, save_pipeline
 from ..semantic.student import Student
+from ..starts import days_unknown
 
 # %% auto #0
 __all__ = [
@@ -56,12 +57,13 @@ class Origin:
     made: dict = field(default_factory=dict)  # run, notebook and commit
     metrics: dict = field(default_factory=dict)  # figures with their intervals
     scores: dict = field(default_factory=dict)  # whose semantic scores it was trained on
+    as_of: str = "close"  # decision time: the moment whose prices and facts it was trained on
 
     def facts(self) -> dict:
         "As the manifest has them."
         days = dict(trained_from=self.trained_from, trained_until=self.trained_until)
         days |= dict(remembers_from=self.remembers_from)
-        told = ("data_fingerprint", "recipe", "made", "metrics", "scores")
+        told = ("as_of", "data_fingerprint", "recipe", "made", "metrics", "scores")
         return (
             dict(name=self.name, source=self.source)
             | {k: v and v.isoformat() for k, v in days.items()}
@@ -125,7 +127,9 @@ def write(
     draft = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
     try:
         save_pipeline(pipeline, draft / "pipeline")
-        history.since(origin.remembers_from or origin.trained_until).save(draft / "history")
+        first = origin.remembers_from or origin.trained_until
+        first -= timedelta(days_unknown(origin.as_of))
+        history.since(first).save(draft / "history")
         if student:
             student.save(draft / "student.json")
         if stage_powers:

@@ -28,6 +28,7 @@ from ..records import to_json
 from .bundle import Origin, write
 from ..semantic.opinions import Opinions, account, distil, matrix_of
 from ..semantic.student import Student
+from ..starts import SAID
 
 # %% auto #0
 __all__ = ["Told", "REMEMBERED", "train", "made_by"]
@@ -61,13 +62,15 @@ def _stage_powers(pipeline: Pipeline, own: Races) -> dict[str, list[float]]:
     return {stage: found for stage, found in powers.items() if found}
 
 
-def _past(store: Store, until: date | None) -> pl.DataFrame:
-    "The wide frame of all that may be known."
-    starts = store.starts(until=until + timedelta(1) if until else None)
+def _past(store: Store, until: date | None, as_of: str) -> tuple[pl.DataFrame, str]:
+    """The wide frame of all that may be known, as of the moment that cards will be answered, and the
+    fingerprint of the data that it is from."""
+    before = until + timedelta(1) if until else None
+    starts, data = store.at_once(lambda s: (s.starts(until=before, as_of=as_of), s.fingerprint))
     if starts.is_empty():
         got, do = f"no race of {store.source} up to {until}", "see `racing ingest --help`"
         raise BadInput("nothing to train on", got=got, expected="stored races", do=do)
-    return starts
+    return starts, data
 
 
 @dataclass(frozen=True)
@@ -115,32 +118,40 @@ def train(
     scorer: str = "fallback",  # whose semantic scores: fallback or model
     opinions: Opinions | None = None,  # a model's
     notebook: str | None = None,  # that asks for it
+    as_of: str = "close",  # decision time: the moment whose prices and facts are learnt from
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle, as a run that is kept."
     pipeline = make() if make else recipe_of(recipe, recipes)
     settings, store = pipeline.settings(), Store(home, source)
-    starts, named = _past(store, until), "" if make else recipe
-    asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook)
-    with tracked(home, "train", source, asked, data=store.fingerprint) as run:
+    (starts, data), named = _past(store, until, as_of), "" if make else recipe
+    asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook, as_of=as_of)
+    with tracked(home, "train", source, asked, data=data) as run:
         told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
         progress("bundle")
         origin = Origin(
-            name=f"{source} {'pipeline' if named in ('', 'best') else named}",
+            name=_titled(source, named, as_of),
             source=source,
             trained_from=told.days[0],
             trained_until=told.days[-1],
             now=now,
             remembers_from=told.days[-REMEMBERED:][0],
-            data_fingerprint=store.fingerprint,
+            data_fingerprint=data,
             recipe=dict(name=named, settings=settings, answers=pipeline.answers),
             made=made_by(run, notebook),
             metrics=told.evidence,
             scores=told.scores,
+            as_of=as_of,
         )
         manifest = write(Path(out), pipeline, told.history, origin, told.student, told.powers)
         write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
         note(run.folder, figures=_figures(told.evidence["tuning_window"]))
     return manifest
+
+
+def _titled(source: str, recipe: str, as_of: str) -> str:
+    "The name of a model for people."
+    what = "pipeline" if recipe in ("", "best") else recipe
+    return f"{source} {what}" + ("" if as_of == "close" else f" as of {SAID[as_of]}")
 
 
 def made_by(

@@ -100,7 +100,7 @@ async def _attempt(
         if unbilled:
             budget.settle(-worst)
         return None, again
-    cost = usage_usd(usage, settings)
+    cost = usage_usd(usage, settings, subject, text)
     budget.settle((worst if cost is None else cost) - worst)
     score = parse(text, subject, model)
     tokens = (getattr(usage, "prompt_tokens", None), getattr(usage, "total_tokens", None))
@@ -143,8 +143,34 @@ async def _into_cache(
 
 
 # %% ../../nbs/25a_semantic.client.ipynb #cell021
+_MOST_BYTES = 1_000_000  # of an answer; a long one has some 10,000
+
+
+def _transport() -> Any:
+    "Reads an answer up to its size; of one that is packed, or longer, an error."
+    import httpx
+
+    class Bounded(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            request.headers["Accept-Encoding"] = "identity"
+            reply, body = await super().handle_async_request(request), bytearray()
+            try:
+                if reply.headers.get("Content-Encoding", "identity") != "identity":
+                    raise httpx.DecodingError("a packed answer")
+                async for chunk in reply.stream:
+                    body += chunk
+                    if len(body) > _MOST_BYTES:
+                        raise httpx.DecodingError(f"an answer of more than {_MOST_BYTES} bytes")
+            finally:
+                await reply.aclose()
+            return httpx.Response(reply.status_code, headers=reply.headers, content=bytes(body))
+
+    return Bounded()
+
+
 def openai_client(settings: Settings) -> Any:
     "The real client; our own deadlines and retries replace its 600 seconds and two retries."
+    import httpx
     from openai import AsyncOpenAI
 
     return AsyncOpenAI(
@@ -152,9 +178,12 @@ def openai_client(settings: Settings) -> Any:
         api_key=settings.api_key,
         timeout=settings.attempt_s,
         max_retries=0,
+        # proxies of the environment would stand before the bounded transport
+        http_client=httpx.AsyncClient(transport=_transport(), trust_env=False),
     )
 
 
+# %% ../../nbs/25a_semantic.client.ipynb #scoreall_c
 async def _score_all(
     subjects: list[Subject],
     connect: Callable[[Settings], Any],

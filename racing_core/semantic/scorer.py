@@ -16,6 +16,7 @@ from functools import cache as memo
 from typing import Any
 from urllib.parse import urlparse
 
+from ..config import address, setting
 from ..errors import BadInput
 
 # %% auto #0
@@ -40,16 +41,26 @@ __all__ = [
 # %% ../../nbs/25_semantic.scorer.ipynb #cell005
 PROMPT_VERSION = "1"
 _SWITCH = {"1": True, "true": True, "0": False, "false": False}
-_READ = {
-    "int": int,
-    "float": float,
-    "bool": lambda text: _SWITCH[text.lower()],
-    "date | None": date.fromisoformat,
+_READ = {"bool": lambda text: _SWITCH[text.lower()], "date | None": date.fromisoformat}
+_WITHIN = {  # smallest and largest value of every number
+    "input_usd": (0, 10_000),
+    "output_usd": (0, 10_000),
+    "max_output_tokens": (1, 1_000_000),
+    "attempt_s": (0.1, 3600),
+    "deadline_s": (0.1, 86_400),
+    "attempts": (1, 10),
+    "concurrency": (1, 100),
+    "daily_budget_usd": (0, 100_000),
 }
 
 
-def _setting(variable: str, kind: str, text: str) -> Any:
-    "One variable of the environment as the type that a field wants; BadInput where it is none."
+def _setting(name: str, default: Any, kind: str, env: Mapping[str, str]) -> Any:
+    "A field of the settings as the environment says it; BadInput where it cannot be used."
+    variable = f"RACING_LLM_{name.upper()}"
+    if name in _WITHIN:
+        return setting(variable, default, *_WITHIN[name], env)
+    if not (text := env.get(variable)):
+        return default
     try:
         return _READ.get(kind, str)(text)
     except (ValueError, KeyError) as e:
@@ -78,14 +89,18 @@ class Settings:
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         "`RACING_LLM_MODEL`, `RACING_LLM_DAILY_BUDGET_USD` and so on, one variable for each field."
-        env, given = os.environ if env is None else env, {}
-        for name, spec in cls.__dataclass_fields__.items():
-            if text := env.get(variable := f"RACING_LLM_{name.upper()}"):
-                given[name] = _setting(variable, spec.type, text)
-        host = urlparse(given.get("base_url", cls.base_url)).hostname
-        if "api_key" not in given and host == "api.x.ai":
+        env = os.environ if env is None else env
+        given = {
+            n: _setting(n, f.default, f.type, env) for n, f in cls.__dataclass_fields__.items()
+        }
+        host = urlparse(given["base_url"]).hostname
+        if not given["api_key"] and host == "api.x.ai":
             given["api_key"] = env.get("XAI_API_KEY") or None
         return cls(**given)
+
+    def __post_init__(self):
+        "A key and a prompt travel encrypted, or stay on this machine."
+        address(self.base_url, "an address of a language model", "RACING_LLM_BASE_URL")
 
     @property
     def scorer(self) -> tuple[str, str, bool]:
@@ -263,18 +278,39 @@ def parse(
 
 
 # %% ../../nbs/25_semantic.scorer.ipynb #cell037
+def _bytes(subject: Subject) -> int:
+    return len(json.dumps([messages(subject), schema(subject)], ensure_ascii=False).encode())
+
+
 def worst_usd(subject: Subject, settings: Settings) -> float:
     "The most that one attempt can cost."
-    size = len(json.dumps([messages(subject), schema(subject)], ensure_ascii=False).encode())
-    return (size * settings.input_usd + settings.max_output_tokens * settings.output_usd) / 1e6
+    size = _bytes(subject) * settings.input_usd
+    return (size + settings.max_output_tokens * settings.output_usd) / 1e6
 
 
-def usage_usd(usage: Any, settings: Settings) -> float | None:
-    "What the service says it used; tokens of reasoning are output. None when it does not say."
-    read, total = getattr(usage, "prompt_tokens", None), getattr(usage, "total_tokens", None)
-    if read is None:
+_MOST_TOKENS = 10**9
+
+
+def _count(tokens: Any) -> int | None:
+    "A count of tokens as a service says it; None where it is none."
+    real = isinstance(tokens, int) and not isinstance(tokens, bool)
+    return tokens if real and 0 <= tokens <= _MOST_TOKENS else None
+
+
+def usage_usd(
+    usage: Any,  # prompt_tokens, completion_tokens, total_tokens; from outside
+    settings: Settings,
+    subject: Subject,  # of the question
+    text: str | None = None,  # the answer
+) -> float | None:
+    "What the service says it used, and no less than was sent; None when it does not say."
+    said = ("prompt_tokens", "completion_tokens", "total_tokens")
+    told = [getattr(usage, name, None) for name in said]
+    read, wrote, total = map(_count, told)
+    if read is None or any(t is not None and _count(t) is None for t in told):
         return None
-    written = max(getattr(usage, "completion_tokens", None) or 0, (total or 0) - read)
+    written = max(wrote or 0, (total or 0) - read, len((text or "").encode()) // 8)
+    read = max(read, _bytes(subject) // 8)
     return (read * settings.input_usd + written * settings.output_usd) / 1e6
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "RaceType",
     "Label",
     "Pool",
+    "Moment",
     "Odds",
     "EXAMPLE",
     "NO_MODEL",
@@ -40,6 +41,7 @@ from ..features.outcomes import PRE_RACE, SKY
 from racing_core.schema import (
     CLASS,
     GOING,
+    MOMENT,
     RACE_TYPE,
     RACES,
     RUNNERS,
@@ -57,6 +59,7 @@ ClassLevel = Literal[tuple(CLASS.categories)]
 RaceType = Literal[tuple(RACE_TYPE.categories)]
 Label = Annotated[str, Field(min_length=1)]
 Pool = Literal[tuple(name for name in POOLS if name != "win")]
+Moment = Literal[tuple(MOMENT.categories)]
 Odds = Annotated[float, Field(gt=1, le=100_000)]
 
 
@@ -210,6 +213,9 @@ class Card(_Closed):
     precipitation_mm: _of(WEATHER, "precipitation_mm", float) | None = None
     wind_speed_ms: _of(WEATHER, "wind_speed_ms", float) | None = None
     humidity_pct: _of(WEATHER, "humidity_pct", float) | None = None
+    as_of: Moment | None = Field(
+        None, description="when its prices stood; as the model was trained when absent"
+    )
     runners: list[RunnerIn] = Field(min_length=1, max_length=MAX_RUNNERS)
     exotics: list[Pool] | None = Field(
         None, max_length=7, description="pools whose likeliest combinations the answer shall list"
@@ -340,6 +346,9 @@ class Prediction(BaseModel):
     version: str = Field(description="version of the bundle")
     stage: Literal["fundamental", "blend", "combined"] = Field(
         description="made from form alone, from form and prices mixed, or from prices corrected"
+    )
+    as_of: Moment = Field(
+        "close", description="decision time: the moment whose prices and facts it was made from"
     )
     ranked: list[Ranked]
     places: int | None = Field(

@@ -12,6 +12,7 @@ import polars as pl
 from ..errors import BadInput
 from ..features.matrix import History
 from .contract import Card
+from ..starts import SAID
 
 # %% auto #0
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "STALE_DAYS",
     "check_source",
     "time_warnings",
+    "moment_warnings",
     "card_warnings",
     "known",
     "stranger_warnings",
@@ -64,6 +66,20 @@ def time_warnings(
     return [
         f"stale: the model's last race day is {trained_until}, {age} days before the card;"
         " train a new one"
+    ]
+
+
+# %% ../../nbs/81_serving.guard.ipynb #moment-code
+def moment_warnings(
+    asked: str | None,  # when the card's prices stood; None: as the model was trained
+    trained: str,  # the moment that the bundle was trained at
+) -> list[str]:
+    "Are the card's prices of another moment than those that the model knows?"
+    if asked in (None, trained):
+        return []
+    return [
+        f"trained on prices of {SAID[trained]}, asked as of {SAID[asked]}: what it makes of a price"
+        " was learnt at another moment"
     ]
 
 

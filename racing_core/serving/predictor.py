@@ -41,7 +41,7 @@ def sample_card(
     starts: pl.DataFrame,  # the wide frame
     race_id: str,
 ) -> Card:
-    "The card of a stored race, with its closing odds; `BadInput` where it cannot be one."
+    "The card of a stored race, as of the frame's moment; `BadInput` where it cannot be one."
     rows = starts.filter(pl.col("race_id") == race_id).with_columns(
         jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id")
     )
@@ -119,6 +119,11 @@ class Predictor:
         return dt.date.fromisoformat(day) if day else self.trained_until + dt.timedelta(1)
 
     @property
+    def as_of(self) -> str:
+        "The moment whose prices and facts the bundle was trained on."
+        return self.bundle.manifest.get("as_of", "close")
+
+    @property
     def speaks(self) -> bool:
         "Was the bundle trained on a language model's scores, and are there any to read?"
         scores, s = self.bundle.manifest.get("scores", {}), self.opinions and self.opinions.settings
@@ -138,7 +143,8 @@ class Predictor:
         runners, odds = card_frame(card, self.source)
         pipeline = self.bundle.pipeline
         columns = asked_of(pipeline.columns) if self.speaks else pipeline.columns
-        features = compute(runners, self.bundle.history, columns)
+        then = runners.with_columns(as_of=pl.lit(self.as_of))
+        features = compute(then, self.bundle.history, columns)
         if self.speaks:
             features = with_scores(runners, features, self.opinions, self.bundle.student)
         p = pipeline.predict(matrix(features, pipeline.columns), odds)
@@ -160,6 +166,7 @@ class Predictor:
             model=manifest["name"],
             version=manifest["version"],
             stage=answer.stage,
+            as_of=answer.card.as_of or self.as_of,
             ranked=_ranked(answer, guard.known(answer.runners, history, "horse", "horse_id")),
             warnings=self._warnings(answer),
         )
@@ -185,6 +192,7 @@ class Predictor:
         bundle = self.bundle
         return (
             guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
+            + guard.moment_warnings(answer.card.as_of, self.as_of)
             + guard.card_warnings(answer.card)
             + guard.stranger_warnings(answer.runners, bundle.history)
         )
