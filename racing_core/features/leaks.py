@@ -296,8 +296,10 @@ def foresight(
     columns = [c for c, kind in supplied.schema.items() if kind.is_numeric() and c not in key]
     rows = starts.select(*key, first).join(supplied, on=key, how="left", maintain_order="left")
     order = _order(rows.select("race_id", *columns))
-    years = screen(order, starts, columns).group_by("feature", "kind")
-    beyond = years.agg(z=pl.col("z").sum() / pl.len().sqrt()).sort(pl.col("z").abs())
+    weight = starts.group_by(year=pl.col("date").dt.year().cast(pl.Int64)).agg(w=pl.len().sqrt())
+    years = screen(order, starts, columns).join(weight, on="year").group_by("feature", "kind")
+    beyond = years.agg(z=pl.col("z").dot("w") / pl.col("w").pow(2).sum().sqrt())
+    beyond = beyond.sort(pl.col("z").abs())
     z = dict(beyond.select("feature", "z").rows())
     ahead = order.filter(st.winners(starts) > 0).select(columns).mean().row(0)
     by_date, found = rows.sort("date", maintain_order=True), []
