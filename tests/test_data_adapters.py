@@ -59,10 +59,10 @@ def test_a_word_nobody_knows_spoils_its_cell_or_its_race(tmp_path):
         british(1, 1, sp="soon"),
         british(2, 2),
         british(1, 1, off="2:30"),
-        british(2, "VOI", off="2:30"),
+        british(2, "XYZ", off="2:30"),
     )
     assert done.reconciliation["races"] == 1 and done.reconciliation["quarantined"] == 2
-    assert set(done.quarantine.select("column", "got").rows()) == {("sp", "soon"), ("pos", "VOI")}
+    assert set(done.quarantine.select("column", "got").rows()) == {("sp", "soon"), ("pos", "XYZ")}
     assert done.tables["prices"]["odds"].to_list() == [5]
 
 

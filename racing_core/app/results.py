@@ -6,6 +6,7 @@
 __all__ = ["commands", "Since", "Until", "FetchSource", "Region", "simulate", "ingest", "fetch"]
 
 # %% ../../nbs/96_app.results.ipynb #cell002
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import AsJson, HomeOption, day, examples
-from .terminal import Bar
+from .terminal import Bar, say
 from ..errors import BadInput
 
 commands = typer.Typer()
@@ -61,15 +62,31 @@ def _real(name: str | None) -> None:
 def _account(done: dict) -> list[str]:
     "The reconciliation as lines."
     counts = {k: v for k, v in done.items() if isinstance(v, int) and not isinstance(v, bool)}
+    reasons = []
+    for reason, n in done["why"].items():
+        values = ", ".join(f"`{v[:30]}`" for v in done["values"].get(reason, []))
+        reasons.append(f"  {n:>8,} rows: {reason}" + (f" (got {values})" if values else ""))
+    end = (
+        f"stored as {done['name']} in {done['seconds']:.1f} s" if done["changed"] else "nothing new"
+    )
     return [
         *(f"{k.replace('_', ' '):<18}{v:>10,}" for k, v in counts.items()),
-        *(f"  {n:,} rows: {reason}" for reason, n in done["why"].items()),
-        f"stored as {done['name']} in {done['seconds']:.1f} s"
-        if done["changed"]
-        else "nothing new",
+        *reasons,
+        *(f"  note: {note}" for note in done["notes"]),
+        end if done["races"] else "",
     ]
 
 
+def _set_aside(faults: list[dict]) -> list[str]:
+    "What the store has set aside, a line each."
+    return [
+        f"{f['file']}, row {f['row']}, {f['race_id']}: {f['column']} is {f['got'] or 'nothing'},"
+        f" expected {f['expected']}"
+        for f in faults
+    ]
+
+
+# %% ../../nbs/96_app.results.ipynb #ingestcmd
 @commands.command(
     rich_help_panel="Results",
     epilog=examples(
@@ -88,19 +105,35 @@ def ingest(
     name: Annotated[
         str | None, typer.Option(help="Name in the store; the adapter's by default.")
     ] = None,
+    show_quarantine: Annotated[
+        bool, typer.Option("--show-quarantine", help="Every cell set aside under this name.")
+    ] = False,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    "Read a source's results, check them and merge them into the store; nothing by halves."
+    """Read a source's results, check them and merge them into the store; nothing by halves.
+
+    The exit code is 2 where no race was kept.
+    """
     from racing_core.app import asking
     from racing_core.data import ingest as room
+    from racing_core.data.store import Store
 
     _real(name)
     with Bar(f"ingest {source}") as bar:
         done = room.ingest(source, path, ctx.obj.home, name, bar).as_dict()
-    scores = asking.ask_ahead(ctx.obj.home, done["name"], done["name"], datetime.now(UTC))
-    told = [*_account(done), asking.asked(scores)]
-    ctx.obj.answer(done | scores, "\n".join(filter(None, told)))
+    place, told, more = ctx.obj.home, _account(done), {}
+    if show_quarantine and Store(place, done["name"]).manifest["tables"]:
+        faults = Store(place, done["name"]).read("quarantine").sort("file", "row").to_dicts()
+        told, more = [*told, *_set_aside(faults)], {"quarantine": faults}
+    if done["races"]:
+        more |= (scores := asking.ask_ahead(place, done["name"], done["name"], datetime.now(UTC)))
+        told.append(asking.asked(scores))
+    ctx.obj.answer(done | more, "\n".join(filter(None, told)))
+    if not done["races"]:
+        why = f"all {done['rows_read']:,} rows were set aside; mend what the reasons name"
+        say(f"racing: no race was kept: {why}", sys.stderr)
+        raise SystemExit(2)
 
 
 # %% ../../nbs/96_app.results.ipynb #cell009

@@ -163,6 +163,7 @@ def read_rows(
     optional: Iterable[str] = (),  # columns taken where there are any, null elsewhere
     root: str | Path = "",  # folder from which files are named; it may hold none of them
     notes: list[str] | None = None,  # receives the files without rows and the columns left out
+    required: bool = True,  # complain when no file has a row? else there are none
 ) -> pl.DataFrame:  # file, row and the columns, all text but `row`
     """The rows of all files one below the other, each with its file and its number in it; a
     `BadInput` where there is none in any."""
@@ -183,6 +184,8 @@ def read_rows(
         frames.append(
             df.with_row_index("row", 1).select(pl.lit(name).alias("file"), "row", *columns, *extra)
         )
+    if not frames and not required:
+        return pl.DataFrame(schema=["file", "row", *columns, *optional])
     if not frames:
         expected, where = "a header and at least one row", ", ".join(map(str, files[:3]))
         raise BadInput("a file has no rows", got="none", expected=expected, where=where)

@@ -28,12 +28,15 @@ from racing_core.data.base import (
     drop_duplicates,
     files_of,
     insist,
+    places,
     read_rows,
     translate,
 )
 from racing_core.data.readers import (
+    POUND_KG,
+    UNMEASURED,
+    calendar,
     clock,
-    day,
     integer,
     lengths,
     number,
@@ -93,25 +96,9 @@ POOLS = {
     "四連環": "first_four",
     "四重彩": "quartet",
 }
-_KG = 0.45359237
+
 
 # %% ../../nbs/11_data.hkjc.ipynb #cell007
-_OFF_CODES = {
-    **dict.fromkeys(("WV", "WV-A", "WX", "WX-A", "WXNR"), "non_runner"),
-    **dict.fromkeys(("PU", "UR", "FE", "DNF", "TNP"), "did_not_finish"),
-    "DISQ": "disqualified",
-}
-
-
-def _status(e: pl.Expr) -> pl.Expr:
-    e = text(e)
-    return (
-        pl.when(e.str.contains(r"^\d+( 平頭馬)?$"))
-        .then(pl.lit("finished"))
-        .otherwise(e.replace_strict(_OFF_CODES, default=None, return_dtype=pl.String))
-    )
-
-
 def _inside(
     pattern: str, parse: Callable[[pl.Expr], pl.Expr] = text
 ) -> Callable[[pl.Expr], pl.Expr]:
@@ -120,7 +107,7 @@ def _inside(
 
 
 def _pounds(e: pl.Expr) -> pl.Expr:
-    return (number(e) * _KG).round(3)
+    return (number(e) * POUND_KG).round(3)
 
 
 def _surface(e: pl.Expr) -> pl.Expr:
@@ -135,7 +122,7 @@ def _surface(e: pl.Expr) -> pl.Expr:
 # %% ../../nbs/11_data.hkjc.ipynb #cell008
 _NAMED = "a name and a code like (T380)"
 _KEY = [
-    Field("date", "date", day(), "a date like 2016-01-31"),
+    Field("date", "date", calendar, "a date like 2016-01-31"),
     Field("course", "venue", word(COURSE), "沙田 or 跑馬地"),
     Field("race_no", "race_no", integer, "a whole number"),
 ]
@@ -147,25 +134,30 @@ _FIELDS = [
     Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
     Field("class_level", "race_class", word(CLASS_WORDS), "one of " + " ".join(CLASS_WORDS)),
     Field(
-        "rating_high", "rating_range", _inside(r"^\s*(\d+)-\d+\s*$", integer), "a range like 60-40"
+        "rating_high",
+        "rating_range",
+        _inside(r"^\s*([0-9]+)-[0-9]+\s*$", integer),
+        "a range like 60-40",
     ),
     Field(
-        "rating_low", "rating_range", _inside(r"^\s*\d+-(\d+)\s*$", integer), "a range like 60-40"
+        "rating_low",
+        "rating_range",
+        _inside(r"^\s*[0-9]+-([0-9]+)\s*$", integer),
+        "a range like 60-40",
     ),
     Field("prize", "prize_hkd", number, "HKD"),
-    Field("runner_no", "horse_no", integer, "a saddle-cloth number"),
-    Field("horse_id", "horse_name", _inside(r"\(([A-Z]+\d+)\)\s*$"), _NAMED),
-    Field("horse_name", "horse_name", _inside(r"^(.*?)\s*\([A-Z]+\d+\)\s*$"), _NAMED),
+    Field("runner_no", "horse_no", integer, "a saddle-cloth number", whole=True),
+    Field("horse_id", "horse_name", _inside(r"\(([A-Z]+[0-9]+)\)\s*$"), _NAMED, whole=True),
+    Field("horse_name", "horse_name", _inside(r"^(.*?)\s*\([A-Z]+[0-9]+\)\s*$"), _NAMED),
     Field("jockey_id", "jockey", text, "text"),
     Field("trainer_id", "trainer", text, "text"),
     Field("draw", "draw", integer, "a stall"),
     Field("weight_kg", "actual_wt_lbs", _pounds, "pounds"),
     Field("body_weight_kg", "declared_wt_lbs", _pounds, "pounds"),
-    Field("status", "place", _status, "a position or one of " + " ".join(_OFF_CODES)),
-    Field("position", "place", _inside(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
-    Field("margin_lengths", "lbw", lengths, "lengths like 1-1/4", ("多個馬位", "遙遙落後")),
+    *places("place"),
+    Field("margin_lengths", "lbw", lengths, "lengths like 1-1/4", UNMEASURED),
     Field("time_s", "finish_time", clock, "a time like 1:10.33"),
-    Field("odds", "win_odds", number, "decimal odds", whole=False),
+    Field("odds", "win_odds", number, "decimal odds"),
 ]
 
 
@@ -179,10 +171,14 @@ def _keyed(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
-    "One row per declared runner in canonical columns; the winner is beaten by nothing."
+    """One row per declared runner in canonical columns; the winner is beaten by nothing. A horse
+    without place, number and time did not run."""
     rows = rows.with_columns(rail=pl.col("course").str.extract(r'"([^"]+)"'))
     out = translate(rows, _FIELDS, quarantine).hstack(insist(rows, _KEY))
+    nowhere = [text(pl.col(c)).is_null() for c in ("place", "horse_no", "finish_time")]
+    gone = rows.select(gone=pl.all_horizontal(nowhere))["gone"]
     return out.with_columns(
+        status=pl.when(gone).then(pl.lit("non_runner")).otherwise("status"),
         source=pl.lit("hkjc"),
         jurisdiction=pl.lit("HK"),
         race_type=pl.lit("flat"),
@@ -192,7 +188,7 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
         trainer_name=pl.col("trainer_id"),
         margin_lengths=pl.when(pl.col("position") == 1).then(0.0).otherwise("margin_lengths"),
         handicap=pl.col("name").str.contains("讓賽"),
-        pounds=(pl.col("weight_kg") / _KG).round().cast(pl.Int32),
+        pounds=(pl.col("weight_kg").clip(0, 200) / POUND_KG).round().cast(pl.Int32),
     )
 
 
@@ -244,7 +240,7 @@ def _with_form(rows: pl.DataFrame, form: pl.DataFrame | None) -> pl.DataFrame:
         key = insist(
             form,
             [
-                Field("date", "date", day("%d/%m/%Y"), "a date like 31/01/2016"),
+                Field("date", "date", calendar, "a date like 31/01/2016"),
                 Field("horse_id", "horse_no", text, "a horse's code"),
             ],
         )
@@ -294,17 +290,10 @@ def _timed(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     rows, parts = _keyed(rows), []
     for i in range(1, 7):
         fields = [
-            Field("runner_no", "horse_no", integer, "a number", whole=False),
-            Field("position", f"sec{i}_running_pos", integer, "a position", whole=False),
-            Field(
-                "margin_lengths",
-                f"sec{i}_margin",
-                lengths,
-                "lengths like 1-1/4",
-                ("ML", "TO"),
-                whole=False,
-            ),
-            Field("time_s", f"sec{i}_time", _split, "seconds", whole=False),
+            Field("runner_no", "horse_no", integer, "a number"),
+            Field("position", f"sec{i}_running_pos", integer, "a position"),
+            Field("margin_lengths", f"sec{i}_margin", lengths, "lengths like 1-1/4", UNMEASURED),
+            Field("time_s", f"sec{i}_time", _split, "seconds"),
         ]
         parts.append(
             translate(rows, fields, quarantine)
@@ -319,7 +308,7 @@ def _timed(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
 def _positions(rows: pl.DataFrame, declared: pl.DataFrame) -> pl.DataFrame:
     "Sections from the running positions of the results (`5 4 1`)."
     ran = declared.select("file", "row", "race_id", "runner_no", "status").with_columns(
-        position=rows["running_position"].str.extract_all(r"\d+")
+        position=rows["running_position"].str.extract_all("[0-9]+")
     )
     sections = pl.col("position").list.len()
     ran = ran.filter(pl.col("status") != "non_runner", sections > 0).with_columns(
@@ -328,7 +317,7 @@ def _positions(rows: pl.DataFrame, declared: pl.DataFrame) -> pl.DataFrame:
     return (
         ran.explode("position", "section_no")
         .drop("status")
-        .with_columns(pl.col("position").cast(pl.Int32))
+        .with_columns(integer(pl.col("position")))
     )
 
 
@@ -368,10 +357,26 @@ def _dividends(rows: pl.DataFrame, why: dict[str, int]) -> pl.DataFrame:
     return paid.select("file", "row", "race_id", "pool", "combination", "dividend")
 
 
+# %% ../../nbs/11_data.hkjc.ipynb #shortest1
+def _shortest(rows: pl.DataFrame, paid: pl.DataFrame | None) -> pl.DataFrame:
+    "The rows with a price for the runners whose odds were rounded to 1."
+    alone = pl.DataFrame(schema={"race_id": pl.String, "runner_no": pl.Int32, "paid": pl.Float64})
+    if paid is not None:
+        win = paid.filter(pl.col("pool") == "win").select(
+            "race_id", runner_no=integer(pl.col("combination")), paid="dividend"
+        )
+        alone = win.unique().filter(~pl.col("race_id").is_duplicated(), pl.col("paid") > 1)
+    rows = rows.join(alone, on=["race_id", "runner_no"], how="left", maintain_order="left")
+    price = pl.when(pl.col("odds") == 1).then(pl.col("paid").fill_null(1.05)).otherwise("odds")
+    return rows.with_columns(odds=price).drop("paid")
+
+
 # %% ../../nbs/11_data.hkjc.ipynb #cell019
-def _read(path: Path, kind: str, required: bool = False) -> tuple[pl.DataFrame | None, int, int]:
+def _read(
+    path: Path, kind: str, notes: list[str], required: bool = False
+) -> tuple[pl.DataFrame | None, int, int]:
     """The rows of one kind without exact duplicates, how many were read, how many dropped; nothing
-    where there is no file."""
+    where there is no file, or none with a row."""
     if not (files := files_of(path, kind, required)):
         return None, 0, 0
     optional = (
@@ -379,9 +384,9 @@ def _read(path: Path, kind: str, required: bool = False) -> tuple[pl.DataFrame |
         if kind == "sectional_times"
         else []
     )
-    rows = read_rows(files, KINDS[kind].split(), optional, path)
+    rows = read_rows(files, KINDS[kind].split(), optional, path, notes, required)
     kept, dropped = drop_duplicates(rows)
-    return kept, len(rows), dropped
+    return kept if len(kept) else None, len(rows), dropped
 
 
 def parse(
@@ -391,8 +396,8 @@ def parse(
     "Read Hong Kong results; see `racing_core.data.base.assemble` for what is kept."
     path, quarantine, why = Path(path), Quarantine(), {}
     progress("results")
-    rows, read, duplicates = _read(path, "results", required=True)
-    beside = {kind: _read(path, kind)[0] for kind in list(KINDS)[1:]}
+    rows, read, duplicates = _read(path, "results", quarantine.notes, required=True)
+    beside = {kind: _read(path, kind, quarantine.notes)[0] for kind in list(KINDS)[1:]}
     rows = _keyed(rows)
     declared = _declared(rows, quarantine)
     progress("form records and comments")
@@ -401,5 +406,6 @@ def parse(
     side = {"sections": _sections(rows, declared, beside["sectional_times"], quarantine)}
     if beside["dividends"] is not None:
         side["dividends"] = _dividends(beside["dividends"], why)
+    full = _shortest(full, side.get("dividends"))
     progress("checks")
     return assemble(full.drop("pounds", "handicap"), quarantine, read, duplicates, side, why)

@@ -8,7 +8,7 @@ __all__ = ["SOURCES", "Reconciliation", "ingest", "ingest_world", "coverage"]
 # %% ../../nbs/19_data.ingest.ipynb #cell002
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ class Reconciliation:
     why: dict[str, int]  # reason to rows
     changed: bool  # did the store change?
     seconds: float
+    replaced: int = 0  # races that were stored before and are read anew
+    values: dict[str, list[str]] = field(default_factory=dict)  # reason to three of its values
+    notes: list[str] = field(default_factory=list)  # files without rows, columns not read
 
     def as_dict(self) -> dict:
         "For a program to read."
@@ -51,10 +54,37 @@ SOURCES: dict[str, Callable[..., Parsed]] = {
 }
 
 
+def _reread(
+    store: Store,
+    races: pl.DataFrame,  # as read now
+) -> int:
+    "How many stored races are read anew; one that was another race is a `BadInput`."
+    if not store.manifest["tables"].get("races"):
+        return 0
+    both = races.join(store.read("races"), on="race_id", suffix="_stored")
+    moved = (pl.col("date") != pl.col("date_stored")) | (
+        pl.col("course") != pl.col("course_stored")
+    )
+    if len(other := both.filter(moved).sort("race_id")):
+        says = pl.format(
+            "{} was {} {}, now {} {}", "race_id", "course_stored", "date_stored", "course", "date"
+        )
+        raise BadInput(
+            "race ids of stored races stand for other races",
+            got=f"{len(other)}: " + "; ".join(other.head(3).select(says).to_series()),
+            expected="an id that means one race for ever",
+            where=f"store {store.source}",
+            do="store it under another name, or build ids of date, course and number",
+        )
+    return len(both)
+
+
+# %% ../../nbs/19_data.ingest.ipynb #ingest01
 def _store(
     source: str, name: str, parsed: Parsed, home: Home, began: float, alone: bool = False
 ) -> Reconciliation:
     "Write what was read and say what became of it."
+    replaced = 0 if alone else _reread(Store(home, name), parsed.tables["races"])
     changed = write(
         Store(home, name),
         Parsed(parsed.tables, parsed.quarantine, {"source": source, **parsed.reconciliation}),
@@ -70,6 +100,7 @@ def _store(
         name=name,
         **counts,
         changed=changed,
+        replaced=replaced,
         seconds=round(time.perf_counter() - began, 2),
     )
 
@@ -90,6 +121,7 @@ def ingest(
     return _store(source, name or source, parsed, home, began)
 
 
+# %% ../../nbs/19_data.ingest.ipynb #ingest02
 def ingest_world(
     world: Any,  # a simulated world: `tables` and `truth` (race_id, runner_no, true_p)
     home: Home,  # where the store is

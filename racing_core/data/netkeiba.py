@@ -19,16 +19,20 @@ from racing_core.data.base import (
     drop_duplicates,
     files_of,
     insist,
+    places,
     read_rows,
     translate,
 )
 from racing_core.data.readers import (
+    UNMEASURED,
+    calendar,
     clock,
-    day,
     integer,
     lengths,
     number,
+    off_utc,
     text,
+    time_of_day,
     word,
 )
 
@@ -96,26 +100,15 @@ def _class(e: pl.Expr) -> pl.Expr:
 
 
 # %% ../../nbs/12_data.netkeiba.ipynb #cell008
-_OFF_CODES = {"中": "did_not_finish", "失": "disqualified", "取": "non_runner", "除": "non_runner"}
-
-
-def _status(e: pl.Expr) -> pl.Expr:
-    e = text(e)
-    return (
-        pl.when(e.str.contains(r"^\d+(\(降\))?$"))
-        .then(pl.lit("finished"))
-        .otherwise(e.replace_strict(_OFF_CODES, default=None, return_dtype=pl.String))
-    )
-
-
 def _part(pattern: str, parse: Callable[[pl.Expr], pl.Expr] = text) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: parse(e.str.extract(pattern))
 
 
 # %% ../../nbs/12_data.netkeiba.ipynb #cell009
+_UNWEIGHED = ("計不", "前計不")  # not weighed; the weight is of the last start
 _KEY = [
-    Field("native", "race_id", _part(r"^(\d+)$"), "digits"),
-    Field("date", "race_date", day(), "a date like 2024-08-24"),
+    Field("native", "race_id", _part(r"^([0-9]+)$"), "digits"),
+    Field("date", "race_date", calendar, "a date like 2024-08-24"),
     Field("course", "racecourse", word(COURSE), "one of " + " ".join(COURSE)),
     Field("race_no", "race_number", integer, "a whole number"),
 ]
@@ -124,24 +117,25 @@ _FIELDS = [
     Field("surface", "surface", word({"芝": "turf", "ダ": "dirt"}), "芝 or ダ"),
     Field("distance_m", "distance_m", integer, "metres"),
     Field("going", "going", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
-    Field("clock_time", "start_time", _part(r"^(\d\d:\d\d)$"), "a time like 15:40"),
-    Field("sky", "weather", word(SKY), "one of " + " ".join(SKY), whole=False),
-    Field("runner_no", "umaban", integer, "a number"),
-    Field("horse_id", "horse_id", text, "text"),
+    Field("minutes", "start_time", time_of_day, "a time like 15:40"),
+    Field("sky", "weather", word(SKY), "one of " + " ".join(SKY)),
+    Field("runner_no", "umaban", integer, "a number", whole=True),
+    Field("horse_id", "horse_id", text, "text", whole=True),
     Field("horse_name", "horse_name", text, "text"),
     Field("jockey_id", "jockey_id", text, "text"),
     Field("jockey_name", "jockey_name", text, "text"),
     Field("trainer_id", "trainer_id", text, "text"),
     Field("trainer_name", "trainer_name", _part(r"^(?:\[.\])?(.*)$"), "text"),
     Field("weight_kg", "kinryo", number, "kilograms"),
-    Field("body_weight_kg", "weight", _part(r"^(\d+)", number), "a weight like 462(-6)", ("計不",)),
-    Field("age", "sex_age", _part(r"^[牡牝セ](\d+)$", integer), "牡, 牝 or セ and an age"),
-    Field("sex_word", "sex_age", _part(r"^([牡牝セ])\d+$"), "牡, 牝 or セ and an age"),
-    Field("status", "finish_pos", _status, "a position or one of " + " ".join(_OFF_CODES)),
-    Field("position", "finish_pos", _part(r"^\s*(\d+)", integer), "a position", tuple(_OFF_CODES)),
-    Field("behind", "margin", lengths, "lengths like 1.1/4"),
+    Field(
+        "body_weight_kg", "weight", _part(r"^([0-9]+)", number), "a weight like 462(-6)", _UNWEIGHED
+    ),
+    Field("age", "sex_age", _part(r"^[牡牝セ]([0-9]+)$", integer), "牡, 牝 or セ and an age"),
+    Field("sex_word", "sex_age", _part(r"^([牡牝セ])[0-9]+$"), "牡, 牝 or セ and an age"),
+    *places("finish_pos"),
+    Field("behind", "margin", lengths, "lengths like 1.1/4", UNMEASURED),
     Field("time_s", "time", clock, "a time like 1:34.8"),
-    Field("odds", "odds_final", number, "decimal odds", whole=False),
+    Field("odds", "odds_final", number, "decimal odds"),
     Field("earned", "prize", number, "10,000 JPY"),
 ]
 
@@ -180,15 +174,11 @@ def _declared(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     key = insist(rows, _KEY)
     rows = rows.with_columns(race_id="netkeiba:" + key["native"])
     out = translate(rows, _FIELDS, quarantine).hstack(key.drop("native"))
-    off = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime(
-        "%Y-%m-%d %H:%M", time_unit="us", strict=False
-    )
-    off = off.dt.replace_time_zone("Asia/Tokyo").dt.convert_time_zone("UTC")
     out = out.with_columns(
         source=pl.lit("netkeiba"),
         jurisdiction=pl.lit("JP"),
         currency=pl.lit("JPY"),
-        off_utc=off,
+        off_utc=off_utc(pl.col("date"), pl.col("minutes"), "Asia/Tokyo"),
         class_level=_class(pl.col("name")),
         race_type=pl.when(pl.col("name").str.contains(r"障害|\(JG"))
         .then(pl.lit("jump"))
@@ -205,11 +195,11 @@ def _sections(rows: pl.DataFrame, declared: pl.DataFrame, quarantine: Quarantine
     "Position at each corner, then the time of the last 600 metres and the finishing position."
     last = translate(
         rows.with_columns(declared["race_id"]),
-        [Field("last", "last_3f", number, "seconds", whole=False)],
+        [Field("last", "last_3f", number, "seconds")],
         quarantine,
     )["last"]
     ran = declared.select("file", "row", "race_id", "runner_no", "position", "race_type")
-    ran = ran.with_columns(last, corners=rows["passing_order"].str.extract_all(r"\d+"))
+    ran = ran.with_columns(last, corners=rows["passing_order"].str.extract_all("[0-9]+"))
     ran = ran.filter(pl.col("corners").list.len() > 0)
     here = ["file", "row", "race_id", "runner_no"]
     corners = ran.select(
@@ -219,9 +209,7 @@ def _sections(rows: pl.DataFrame, declared: pl.DataFrame, quarantine: Quarantine
     final = final.select(
         *here, "position", section_no=pl.col("corners").list.len().cast(pl.Int64) + 1, time_s="last"
     )
-    return pl.concat(
-        [corners.with_columns(pl.col("position").cast(pl.Int32)), final], how="diagonal"
-    )
+    return pl.concat([corners.with_columns(integer(pl.col("position"))), final], how="diagonal")
 
 
 def _weather(declared: pl.DataFrame) -> pl.DataFrame:
@@ -236,14 +224,13 @@ def _dividends(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
     "Dividends for a stake of one."
     rows = rows.with_columns(race_id="netkeiba:" + insist(rows, _KEY[:1])["native"])
     fields = [
-        Field("pool", "bet_type", word(POOLS), "one of " + " ".join(POOLS), whole=False),
-        Field("dividend", "payout", number, "JPY", whole=False),
+        Field("pool", "bet_type", word(POOLS), "one of " + " ".join(POOLS)),
+        Field("dividend", "payout", number, "JPY"),
         Field(
             "combination",
             "combination",
             lambda e: text(e).str.replace_all(r"\s*[-→]\s*", "-"),
             "numbers",
-            whole=False,
         ),
     ]
     return (
@@ -262,14 +249,16 @@ def parse(
     "Read Japanese results; see `racing_core.data.base.assemble` for what is kept."
     quarantine = Quarantine()
     progress("results")
-    everything = read_rows(files_of(path, "results"), KINDS["results"].split(), root=path)
+    everything = read_rows(
+        files_of(path, "results"), KINDS["results"].split(), root=path, notes=quarantine.notes
+    )
     rows, duplicates = drop_duplicates(everything)
     declared = _declared(rows, quarantine)
     progress("corners and payouts")
     side = {"sections": _sections(rows, declared, quarantine), "weather": _weather(declared)}
     if files := files_of(path, "payouts", required=False):
-        side["dividends"] = _dividends(
-            drop_duplicates(read_rows(files, KINDS["payouts"].split(), root=path))[0], quarantine
-        )
+        columns = KINDS["payouts"].split()
+        paid = read_rows(files, columns, root=path, notes=quarantine.notes, required=False)
+        side["dividends"] = _dividends(drop_duplicates(paid)[0], quarantine)
     progress("checks")
     return assemble(declared, quarantine, len(everything), duplicates, side)

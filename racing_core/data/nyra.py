@@ -22,7 +22,17 @@ from racing_core.data.base import (
     read_rows,
     translate,
 )
-from .readers import day, integer, number, text, word
+from racing_core.data.readers import (
+    POUND_KG,
+    calendar,
+    integer,
+    meeting_time,
+    number,
+    off_utc,
+    position,
+    text,
+    word,
+)
 from ..errors import BadInput
 
 # %% ../../nbs/13c_data.nyra.ipynb #cell005
@@ -66,31 +76,26 @@ _ENTRY = {"": 0, "A": 20, "B": 40, "C": 60, "X": 80}
 def program_number(e: pl.Expr) -> pl.Expr:
     """Runner number from `7`, `1A` (21), `2B` (42), `1X` (81): a letter marks a stablemate in one
     bet with that number."""
-    no, letter = (text(e).str.extract(r"^(\d{1,2})([ABCX]?)$", i) for i in (1, 2))
+    no, letter = (text(e).str.extract(r"^([0-9]{1,2})([ABCX]?)$", i) for i in (1, 2))
     return pl.when(no.cast(pl.Int32) < 20).then(
         no.cast(pl.Int32) + letter.replace_strict(_ENTRY, default=None, return_dtype=pl.Int32)
     )
 
 
 def _off(e: pl.Expr) -> pl.Expr:
-    "`HH:MM` from `00122` (1:22 in the afternoon) or `01150` (in the morning)."
-    hour, minute = (text(e).str.extract(r"^0(\d\d)([0-5]\d)$", i) for i in (1, 2))
-    h = hour.cast(pl.Int32)
-    return pl.when(h.is_between(1, 12)).then(
-        pl.concat_str(
-            pl.when(h < 10).then(h + 12).otherwise(h).cast(pl.String), pl.lit(":"), minute
-        )
-    )
+    "`01:22` from `00122`, in the morning or in the afternoon."
+    shape = "^0([0-9]{2})([0-5][0-9])$"
+    return pl.when(text(e).str.contains(shape)).then(text(e).str.replace(shape, "$1:$2"))
 
 
 # %% ../../nbs/13c_data.nyra.ipynb #cell008
 _KEY = [
     Field("course", "track_id", word(COURSE), "one of " + " ".join(COURSE)),
-    Field("date", "race_date", day(), "a date like 2019-01-31"),
+    Field("date", "race_date", calendar, "a date like 2019-01-31"),
     Field("race_no", "race_number", integer, "a whole number"),
 ]
 _RACE = [
-    Field("hundredths", "distance_id", number, "hundredths of a furlong"),
+    Field("hundredths", "distance_id", integer, "hundredths of a furlong"),
     Field("surface", "course_type", word(SURFACE), "one of " + " ".join(SURFACE)),
     Field("rail", "course_type", word(RAIL), "one of " + " ".join(RAIL)),
     Field("going", "track_condition", word(GOING_WORDS), "one of " + " ".join(GOING_WORDS)),
@@ -99,17 +104,17 @@ _RACE = [
     Field("clock_time", "post_time", _off, "a time like 00122"),
 ]
 _START = [
-    Field("runner_no", "program_number", program_number, "a number like 7 or 1A"),
+    Field("runner_no", "program_number", program_number, "a number like 7 or 1A", whole=True),
     Field(
         "saddle",
         "program_number",
-        lambda e: text(e).str.extract(r"^(\d+)"),
+        lambda e: text(e).str.extract("^([0-9]+)"),
         "a number like 7 or 1A",
     ),
     Field("pounds", "weight_carried", number, "pounds"),
     Field("jockey_name", "jockey", text, "text"),
     Field("cents", "odds", lambda e: number(e.replace(r"0", None)), "cents on the dollar", ("0",)),
-    Field("position", "position_at_finish", integer, "a position"),
+    Field("position", "position_at_finish", position, "a position", whole=True),
 ]
 
 
@@ -137,9 +142,7 @@ def _races(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
         "race_number",
         "one row for each race",
     )
-    local = pl.format("{} {}", pl.col("date").cast(pl.String), "clock_time").str.to_datetime(
-        "%Y-%m-%d %H:%M", time_unit="us", strict=False
-    )
+    minutes = meeting_time(pl.col("clock_time"), ["course", "date"], pl.col("race_no"))
     return (
         out.unique("race_id", keep="first", maintain_order=True)
         .with_columns(
@@ -147,7 +150,7 @@ def _races(rows: pl.DataFrame, quarantine: Quarantine) -> pl.DataFrame:
             jurisdiction=pl.lit("US"),
             currency=pl.lit("USD"),
             distance_m=(pl.col("hundredths") * 2.01168).round().cast(pl.Int32),
-            off_utc=local.dt.replace_time_zone("America/New_York").dt.convert_time_zone("UTC"),
+            off_utc=off_utc(pl.col("date"), minutes, "America/New_York"),
             class_level=pl.col("kind").replace_strict(_CLASS, default=None, return_dtype=pl.String),
             race_type=pl.when(pl.col("rail") == "hurdle course")
             .then(pl.lit("hurdle"))
@@ -165,7 +168,7 @@ def _declared(rows: pl.DataFrame, races: pl.DataFrame, quarantine: Quarantine) -
         status=pl.lit("finished"),
         horse_id=pl.format("{}/{}", "race_id", "runner_no"),
         jockey_id="jockey_name",
-        weight_kg=(pl.col("pounds") * 0.45359237).round(3),
+        weight_kg=(pl.col("pounds") * POUND_KG).round(3),
         shared=entry,
         odds=pl.when(~entry).then(1 + pl.col("cents") / 100),
     )
@@ -187,11 +190,10 @@ def parse(
             do="give the folder",
         )
     progress("starts")
-    everything = read_rows(files_of(path, "start"), STARTS, root=path)
+    everything = read_rows(files_of(path, "start"), STARTS, root=path, notes=quarantine.notes)
     rows, duplicates = drop_duplicates(everything)
-    races = _races(
-        drop_duplicates(read_rows(files_of(path, "race"), RACES, root=path))[0], quarantine
-    )
+    heads = read_rows(files_of(path, "race"), RACES, root=path, notes=quarantine.notes)
+    races = _races(drop_duplicates(heads)[0], quarantine)
     declared = _declared(rows, races, quarantine)
     counts = {
         "price of an entry of several runners": declared["shared"].sum(),

@@ -260,7 +260,12 @@ _FIELDS = [
         distance_m,
         "a distance like 1m2f or 6½f",
     ),
-    Field("long", "furlongs", lambda e: distance_m(text(e) + "f"), "furlongs like 26.5"),
+    Field(
+        "long",
+        "furlongs",
+        lambda e: distance_m(text(e).str.replace("f?$", "f")),
+        "furlongs like 26.5",
+    ),
     Field("going", "going", _low(GOING_WORDS), "a going like Good To Soft"),
     Field(
         "surface_word",
