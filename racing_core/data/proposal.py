@@ -163,8 +163,8 @@ def _in_race(name: str, head: str, df: pl.DataFrame, race: str) -> float:
     "How well a column of unknown name fits as place, horse or course; 0 when it does not."
     if name == "place":
         lowest = df.group_by(race).agg(number(pl.col(head)).min().alias("n"))["n"]
-        fits = _read(name, df[head]) >= ENOUGH and lowest.eq(1).mean() > 0.9
-        return lowest.eq(1).mean() if fits else 0.0
+        first = lowest.eq(1).mean() or 0.0
+        return first if _read(name, df[head]) >= ENOUGH and first > 0.9 else 0.0
     if _read("course", df[head]) < ENOUGH:  # words
         return 0.0
     if name == "horse_name":
@@ -275,6 +275,7 @@ class Proposal:
     rows: int  # in the file
     guesses: tuple[Guess, ...]  # a head each, in the file's order
     missing: tuple[str, ...]  # what every collection needs and was not found
+    facts: dict[str, dict]  # sections of the map on values: units, places, constants, dates
     toml: str  # the map
 
     def as_dict(self) -> dict:
@@ -354,5 +355,6 @@ def propose(
     missing = [
         n for n in wanted if n not in head and not (n == "horse_name" and "horse_id" in head)
     ]
-    toml = _toml(Path(file).name, guesses, missing, _facts(df, head))
-    return Proposal(str(file), len(df), tuple(guesses), tuple(missing), toml)
+    facts = _facts(df, head)
+    toml = _toml(Path(file).name, guesses, missing, facts)
+    return Proposal(str(file), len(df), tuple(guesses), tuple(missing), facts, toml)
