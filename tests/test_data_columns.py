@@ -15,6 +15,7 @@ from racing_core.data.racebase import parse
 from racing_core.data.store import Store
 from racing_core.errors import BadInput
 from racing_core.features import leaks
+from racing_core.simulate import simulate
 
 HEAD = "race_id,date,course,horse,position,odds,distance,number"
 
@@ -247,3 +248,49 @@ def test_the_battery_names_what_was_built_from_the_future(all_weather):
     assert set(how) == {"pr", "pf_spd_rating", "num_runs"}
     assert "lto_pr" in how["pr"] and "lto_spd" in how["pf_spd_rating"]
     assert "one value" in how["num_runs"]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    "A simulated world as somebody's file, with columns of his own: honest ones and others."
+    starts = simulate(races=1500, seed=91).starts()
+    won = (pl.col("position") == 1).fill_null(False).cast(pl.Int32)
+    speed = (pl.col("distance_m") / pl.col("time_s")).round(4)
+    flat = starts.select(
+        "race_id",
+        "date",
+        "course",
+        "position",
+        "odds",
+        horse=pl.col("horse_id"),
+        speed=speed,
+        career_wins=won.sum().over("horse_id"),
+        weight="weight_kg",
+    )
+    last = pl.col("speed").shift(1).over("horse", order_by="date")
+    flat = flat.with_columns(last_speed=last).filter(pl.col("position").is_not_null())
+    folder = tmp_path_factory.mktemp("own")
+    flat.write_csv(folder / "own.csv")
+    return folder
+
+
+def test_planted_columns_are_named_at_ingest_and_on_request(collection, tmp_path, capsys):
+    argv = ["racebase", str(collection / "own.csv"), "--name", "own", "--home", str(tmp_path)]
+    assert main(["ingest", *argv]) == 0
+    told = capsys.readouterr().out
+    assert "built from the future: speed (the horse's next row carries it as last_speed" in told
+    assert "built from the future: career_wins (one value for all starts" in told
+    assert "built from the future: last_speed" not in told
+    assert main(["leaks", "--source", "own", "--json", "--home", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["knew"] == ["speed", "career_wins"]
+
+
+def test_a_map_that_calls_them_point_in_time_is_refused(collection, tmp_path, capsys):
+    assert main(["map", str(collection / "own.csv"), "--out", str(tmp_path / MAP_NAME)]) == 0
+    own = tmp_path / MAP_NAME
+    own.write_text(own.read_text(encoding="utf-8").replace("= false", "= true"), encoding="utf-8")
+    (tmp_path / "own.csv").symlink_to(collection / "own.csv")
+    home = ["--home", str(tmp_path / "home")]
+    assert main(["ingest", "racebase", str(tmp_path / "own.csv"), "--name", "own", *home]) == 0
+    assert main(["leaks", "--source", "own", *home]) == 3
+    assert "speed" in capsys.readouterr().err
