@@ -15,7 +15,17 @@ from typing import Any
 
 import typer
 
-from . import answers, betting, features, house, promotion, research, results, runs
+from racing_core.app import (
+    answers,
+    betting,
+    collections,
+    features,
+    house,
+    promotion,
+    research,
+    results,
+    runs,
+)
 from .options import HomeOption, examples
 from .terminal import Shared, say
 from ..errors import BadInput, Leak, Tampered, as_error
@@ -37,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (results, features, research, runs, promotion, answers, betting, house):
+for group in (results, collections, features, research, runs, promotion, answers, betting, house):
     app.add_typer(group.commands)
 
 

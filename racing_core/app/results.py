@@ -86,6 +86,13 @@ def _set_aside(faults: list[dict]) -> list[str]:
     ]
 
 
+def _foreseen(home: Any, done: dict) -> list[str]:
+    "Columns of a collection that were built from the future."
+    from racing_core.app.collections import foreseen
+
+    return foreseen(home, done["name"]) if done["source"] == "racebase" and done["races"] else []
+
+
 # %% ../../nbs/96_app.results.ipynb #ingestcmd
 @commands.command(
     rich_help_panel="Results",
@@ -123,7 +130,8 @@ def ingest(
     _real(name)
     with Bar(f"ingest {source}") as bar:
         done = room.ingest(source, path, ctx.obj.home, name, bar).as_dict()
-    place, told, more = ctx.obj.home, _account(done), {}
+    place, more = ctx.obj.home, {}
+    told = [*_account(done), *_foreseen(place, done)]
     if show_quarantine and Store(place, done["name"]).manifest["tables"]:
         faults = Store(place, done["name"]).read("quarantine").sort("file", "row").to_dicts()
         told, more = [*told, *_set_aside(faults)], {"quarantine": faults}

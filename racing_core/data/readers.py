@@ -296,6 +296,40 @@ def time_of_day(e: pl.Expr) -> pl.Expr:
 
 
 # %% ../../nbs/10_data.readers.ipynb #cell028
+def _half(
+    races: pl.DataFrame,  # said, free (may be of the afternoon), order and the meeting's columns
+    meeting: list[str],
+) -> pl.Series:  # minutes after midnight
+    "Each meeting at its least length, a step back in the order counting as a day."
+    races = races.with_row_index("at").sort(*meeting, "order", maintain_order=True)
+    same = pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in (*meeting,))
+    said, cuts = pl.col("said"), {str(hour): hour * 60 for hour in range(10, 0, -1)}
+    races = races.with_columns(
+        pl.when(pl.col("free") & (said < cut)).then(said + 720).otherwise(said).alias(name)
+        for name, cut in cuts.items()
+    )
+    ordered = same & pl.col("order").is_not_null()
+    races = races.with_columns(
+        (ordered & (pl.col(name).diff() < 0)).alias(f"back{name}") for name in cuts
+    )
+    length = [
+        pl.col(name).max() - pl.col(name).min() + 1440 * pl.col(f"back{name}").sum().cast(pl.Int32)
+        for name in cuts
+    ]
+    whole_day = ((said >= 780) | (said < 60)).any()  # 13:00 and 0:59: 24 hours
+    least = races.group_by(meeting).agg(
+        *(e.alias(f"length{name}") for e, name in zip(length, cuts, strict=True)),
+        whole_day=whole_day,
+    )
+    best = pl.min_horizontal(f"length{name}" for name in cuts)
+    chosen = pl.when(pl.col("whole_day") & (pl.col("length1") == best)).then(pl.lit("1"))
+    for name in cuts:
+        chosen = chosen.when(pl.col(f"length{name}") == best).then(pl.lit(name))
+    races = races.join(least.select(*meeting, way=chosen), on=meeting, how="left", nulls_equal=True)
+    way = pl.coalesce(pl.when(pl.col("way") == name).then(name) for name in cuts)
+    return races.sort("at").select(pl.coalesce(way, "said")).to_series()
+
+
 def meeting_time(
     e: pl.Expr,  # times of day as written, with or without the half of the day
     meeting: list[str],  # columns that say which meeting, such as date and course
@@ -304,20 +338,9 @@ def meeting_time(
     "Times of day, the half of the day read from the order and the length of the meeting."
     said = time_of_day(e)
     free = said.is_between(60, 779) & ~text(e).str.contains(rf"(?i){_HALF}$")
-    whole_day = ((said >= 780) | (said < 60)).any().over(meeting)  # 13:00 and 0:59: 24 hours
-
-    def way(cut: pl.Expr | int) -> pl.Expr:  # hours before this one are of the afternoon
-        return pl.when(free & (said < 60 * cut)).then(said + 720).otherwise(said)
-
-    ways = []
-    for rank, cut in enumerate(range(10, 0, -1), 1):
-        length = way(cut).max() - way(cut).min()
-        if order is not None:
-            length += 1440 * (way(cut).sort_by(order).diff() < 0).sum().cast(pl.Int32)
-        first = pl.when(whole_day).then(0).otherwise(rank) if cut == 1 else rank
-        ways.append(length.over(meeting) * 16 + first)
-    rank = pl.min_horizontal(ways) % 16
-    return way(pl.when(rank == 0).then(1).otherwise(11 - rank))
+    number = pl.lit(None, pl.Int32) if order is None else order
+    told = pl.struct(*meeting, said=said, free=free, order=number)
+    return told.map_batches(lambda s: _half(s.struct.unnest(), meeting), return_dtype=pl.Int32)
 
 
 def off_utc(

@@ -9,6 +9,8 @@ __all__ = [
     "ENOUGH",
     "SCREENED",
     "LIMIT",
+    "RESULT",
+    "FORESEEN",
     "moved",
     "truncation",
     "scramble",
@@ -16,6 +18,7 @@ __all__ = [
     "demand_clean",
     "like_the_price",
     "alarms",
+    "foresight",
 ]
 
 # %% ../../nbs/29a_features.leaks.ipynb #cell002
@@ -220,3 +223,90 @@ def alarms(
         screen_z=worst or 0.0,
         price_correlation=like_the_price(frame, starts)["correlation"].max() or 0.0,
     )
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #supplied-order
+RESULT = (
+    0.85  # without a market: a winner ahead of more of its rivals than this is known afterwards
+)
+FORESEEN = {
+    "column": pl.String,
+    "z": pl.Float64,
+    "auc": pl.Float64,
+    "how": pl.String,
+    "knew": pl.Boolean,
+}
+
+
+def _order(
+    values: pl.DataFrame,  # race_id and numbers
+) -> pl.DataFrame:  # the numbers as ranks in the race, from 0 to 1; null for who is alone
+    "Where each value stands among those of the race, whatever its scale."
+    number = pl.exclude("race_id").cast(pl.Float64).fill_nan(None)
+    rank, n = number.rank().over("race_id"), number.count().over("race_id")
+    return values.select("race_id", (rank - 1) / pl.when(n > 1).then(n - 1))
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #supplied-how
+def _next_row(
+    rows: pl.DataFrame,  # horse_id and columns, by date
+    column: str,  # one of them
+    others: list[str],  # columns that may carry it on
+) -> str | None:
+    "A column in which at least half of the horses' next rows repeat this column's value, if any."
+    pairs = rows.with_columns(before=pl.col(column).shift(1).over("horse_id"))
+    pairs = pairs.filter(pl.col("before").is_not_null())
+    for other in others if len(pairs) >= ENOUGH else []:
+        same = pairs.select(
+            then=(pl.col(other) == pl.col("before")).mean(),
+            now=(pl.col(other) == pl.col(column)).mean(),
+        ).row(0)
+        if (same[0] or 0) >= 0.5 > 2 * (same[1] or 0):
+            return other
+    return None
+
+
+def _for_life(
+    rows: pl.DataFrame,  # horse_id and columns
+    column: str,
+) -> bool:
+    "Has nearly every horse of three starts or more one value, and not all the same?"
+    horses = rows.drop_nulls(column).group_by("horse_id")
+    often = horses.agg(pl.len(), pl.col(column).n_unique().alias("values"))
+    often = often.filter(pl.col("len") >= 3)
+    return len(often) >= ENOUGH and (often["values"] == 1).mean() > 0.95
+
+
+def _how(rows: pl.DataFrame, column: str, others: list[str]) -> str:
+    "How a column that foretells too much may have known."
+    if after := _next_row(rows, column, others):
+        return f"the horse's next row carries it as {after}: known only after the race"
+    if _for_life(rows, column):
+        return "one value for all starts of a horse: counted when the table was made"
+    return "its order in the race tells more than any price"
+
+
+# %% ../../nbs/29a_features.leaks.ipynb #supplied-foresight
+def foresight(
+    supplied: pl.DataFrame,  # race_id, runner_no and the numbers that a source brought along
+    starts: pl.DataFrame,  # the wide frame
+) -> pl.DataFrame:  # column, z over all years, auc, how, knew; the most telling first
+    "Which supplied columns were built from the future, and what gives them away."
+    key, first = ["race_id", "runner_no"], pl.col("date", "horse_id")
+    columns = [c for c, kind in supplied.schema.items() if kind.is_numeric() and c not in key]
+    rows = starts.select(*key, first).join(supplied, on=key, how="left", maintain_order="left")
+    order = _order(rows.select("race_id", *columns))
+    weight = starts.group_by(year=pl.col("date").dt.year().cast(pl.Int64)).agg(w=pl.len().sqrt())
+    years = screen(order, starts, columns).join(weight, on="year").group_by("feature", "kind")
+    beyond = years.agg(z=pl.col("z").dot("w") / pl.col("w").pow(2).sum().sqrt())
+    beyond = beyond.sort(pl.col("z").abs())
+    z = dict(beyond.select("feature", "z").rows())
+    ahead = order.filter(st.winners(starts) > 0).select(columns).mean().row(0)
+    by_date, found = rows.sort("date", maintain_order=True), []
+    for column, share in zip(columns, ahead, strict=True):
+        auc = 0.5 if share is None else max(share, 1 - share)
+        knew = abs(z[column]) > LIMIT if column in z else auc > RESULT
+        how = _how(by_date, column, [c for c in columns if c != column]) if knew else None
+        found.append(dict(column=column, z=z.get(column), auc=auc, how=how, knew=knew))
+    telling = pl.col("z").abs().fill_null(0)
+    return pl.DataFrame(found, schema=FORESEEN).sort("knew", telling, "auc", descending=True)
