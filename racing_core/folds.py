@@ -181,17 +181,9 @@ def split(
         )
     for part in ("train", "tune"):
         if empty := [w for w in steps if not getattr(w, part).any()]:
-            do = (
-                "test later: there must be races to train on and later ones to tune on before the"
-                " test window"
-            )
-            raise BadInput(
-                f"nothing to {part} on",
-                got=str(empty[0]),
-                expected=f"races in the {part} part",
-                where=there,
-                do=do,
-            )
+            what, expected = f"nothing to {part} on", f"races in the {part} part"
+            do = "test later: races to train on, and later ones to tune on, come before the test"
+            raise BadInput(what, got=str(empty[0]), expected=expected, where=there, do=do)
     return steps
 
 

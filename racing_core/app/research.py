@@ -112,10 +112,9 @@ def contest(
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the zoo out of fold, stack it, and set all beside the market.
+    """Train the zoo out of fold, stack it in several ways, and set all beside the market.
 
-    The stack is the specified one and others; a contest that was stopped
-    resumes where it was.
+    A contest that was stopped resumes where it was.
     """
     from racing_core.app import mainjob
 

@@ -140,9 +140,14 @@ def ingest(
         told.append(asking.asked(scores))
     ctx.obj.answer(done | more, "\n".join(filter(None, told)))
     if not done["races"]:
-        why = f"all {done['rows_read']:,} rows were set aside; mend what the reasons name"
-        say(f"racing: no race was kept: {why}", sys.stderr)
-        raise SystemExit(2)
+        _refuse(done["rows_read"])
+
+
+def _refuse(rows: int):
+    "Nothing kept is no success."
+    why = f"all {rows:,} rows were set aside; mend what the reasons name"
+    say(f"racing: no race was kept: {why}", sys.stderr)
+    raise SystemExit(2)
 
 
 # %% ../../nbs/96_app.results.ipynb #cell009
