@@ -1,12 +1,14 @@
 """Broken files: an error that names the place, or a quarantined race; never half a race, never a changed store."""
 
 import gzip
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 from hkjc_files import HEAD, meeting, runner, write
 
+from racing_core.app import main as cli
 from racing_core.config import Home
 from racing_core.data import base
 from racing_core.data.ingest import ingest
@@ -324,3 +326,22 @@ def test_the_header_of_the_made_files_is_what_the_adapter_needs():
     from racing_core.data.hkjc import KINDS
 
     assert HEAD.split(",") == KINDS["results"].split()
+
+
+def test_the_command_tells_what_it_set_aside_and_fails_where_nothing_is_kept(tmp_path, capsys):
+    place = ["--home", str(tmp_path / "home")]
+    good = write(tmp_path / "good.csv", [*meeting(1), runner(1, 4, lbw="a bit")])
+    assert cli.main(["ingest", "hkjc", str(good), "--show-quarantine", *place]) == 0
+    out = capsys.readouterr().out
+    assert "1 rows: lbw: expected lengths like 1-1/4 (got `a bit`)" in out
+    assert "good.csv, row 4, hkjc:2020-01-01:ST:1: lbw is a bit, expected lengths like 1-1/4" in out
+    bad = write(tmp_path / "bad.csv", [runner(2, n, place="XX") for n in (1, 2)])
+    assert cli.main(["ingest", "hkjc", str(bad), *place]) == 2
+    told = capsys.readouterr()
+    assert "no race was kept" in told.err and "`XX`" in told.out and "stored as" not in told.out
+    assert cli.main(["ingest", "hkjc", str(bad), "--show-quarantine", "--json", *place]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["races"], answer["replaced"]) == (0, 0)
+    assert ["XX"] in answer["values"].values() and "XX" in {f["got"] for f in answer["quarantine"]}
+    assert cli.main(["ingest", "hkjc", str(good), "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["replaced"] == 1
