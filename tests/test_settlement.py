@@ -244,7 +244,7 @@ def test_hong_kong_dividends_are_what_the_rules_say(hong_kong, hong_kong_store):
     count = {(r["check"], r["pool"], r["cause"]): r["rows"] for r in table.to_dicts()}
     assert count["price", "win", "odds are the dividend rounded down"] == 5587
     assert count["price", "win", "dead heat, pool divided by the rule"] == 14
-    assert count["price", "win", "no odds in the source"] == 4
+    assert count["price", "win", "printed as 1, the dividend itself"] == 4
     assert (
         table.filter(cause="disqualified after the pools were paid")["rows"].sum() == 8
     )  # one race

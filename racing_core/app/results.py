@@ -94,6 +94,9 @@ def _foreseen(home: Any, done: dict) -> list[str]:
 
 
 # %% ../../nbs/96_app.results.ipynb #ingestcmd
+_ADAPTERS = "Adapter: hkjc, netkeiba, racebase, rpscrape, betfair, nyra, tjk or pmu."
+
+
 @commands.command(
     rich_help_panel="Results",
     epilog=examples(
@@ -102,13 +105,7 @@ def _foreseen(home: Any, done: dict) -> list[str]:
 )
 def ingest(
     ctx: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Adapter: hkjc, netkeiba, racebase, rpscrape, betfair, nyra, tjk or pmu.",
-        ),
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=_ADAPTERS)],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Its file or folder.")],
     name: Annotated[
         str | None, typer.Option(help="Name in the store; the adapter's by default.")

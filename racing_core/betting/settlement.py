@@ -281,11 +281,10 @@ def _price_cause(odds: float | None, dividend: float, heat: list[float], jurisdi
     ]  # the last digit printed
     if len(heat) <= 1:
         down = np.floor(dividend / step[0] + 1e-6) * step[0]
-        return (
-            "odds are the dividend rounded down"
-            if abs(down - odds) < 1e-6
-            else "unexplained: dividend beside odds"
-        )
+        if abs(down - odds) < 1e-6:
+            return "odds are the dividend rounded down"
+        own = jurisdiction == "HK" and odds < 1.1 and abs(dividend - odds) < 1e-6
+        return "printed as 1, the dividend itself" if own else "unexplained: dividend beside odds"
     bounds = []
     for up in (0.0, 1.0):  # the pool stood between the odds printed and the next step
         o, others = odds + up * step[0], [h + up * s for h, s in zip(heat, step[1:], strict=True)]
