@@ -11,7 +11,7 @@ import pytest
 from racing_core.config import home, write_whole
 from racing_core.errors import BadInput, Tampered
 from racing_core.lab.tracking import begin, look
-from racing_core.release.bundle import Origin, sealed
+from racing_core.release.bundle import Manifest, Origin, sealed
 
 PROCESSES = 6
 
@@ -19,7 +19,8 @@ PROCESSES = 6
 def toy(folder: Path, name: str) -> str:
     "A bundle that holds nothing but a manifest, which is all that titles need; its version."
     days = dict(trained_from=date(2020, 1, 1), trained_until=date(2025, 1, 1))
-    facts = Origin(name, "simulated", **days, now=datetime(2026, 1, 1, tzinfo=UTC)).facts()
+    origin = Origin(name, "simulated", **days, now=datetime(2026, 1, 1, tzinfo=UTC))
+    facts = dict.fromkeys(Manifest.model_fields) | origin.facts()
     manifest = sealed(facts | dict(features=[], code={}, libraries={}, files={}))
     write_whole(folder / "manifest.json", json.dumps(manifest))
     return manifest["version"]
