@@ -181,10 +181,7 @@ def split(
         )
     for part in ("train", "tune"):
         if empty := [w for w in steps if not getattr(w, part).any()]:
-            do = (
-                "test later: there must be races to train on and later ones to tune on before the"
-                " test window"
-            )
+            do = "test later: races to train on and later ones to tune on come before the window"
             raise BadInput(
                 f"nothing to {part} on",
                 got=str(empty[0]),
