@@ -182,7 +182,7 @@ def split(
     for part in ("train", "tune"):
         if empty := [w for w in steps if not getattr(w, part).any()]:
             what, expected = f"nothing to {part} on", f"races in the {part} part"
-            do = "test later: races to train on, and later ones to tune on, come before the test"
+            do = "test later: races to train on and later ones to tune on come before the window"
             raise BadInput(what, got=str(empty[0]), expected=expected, where=there, do=do)
     return steps
 

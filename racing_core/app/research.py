@@ -105,9 +105,7 @@ def contest(
     ] = None,
     grouped: Annotated[
         bool,
-        typer.Option(
-            "--grouped", help="Plain k-fold over races, for comparison: it trains on the future."
-        ),
+        typer.Option("--grouped", help="Plain k-fold, for comparison: it trains on the future."),
     ] = False,
     home: HomeOption = None,
     as_json: AsJson = False,
@@ -118,8 +116,8 @@ def contest(
     """
     from racing_core.app import mainjob
 
-    more: dict[str, Any] = dict(config=str(config or ""), only=",".join(only or []))
-    more |= dict(folds_kind="grouped" if grouped else "walk_forward", as_of=as_of)
+    more = dict(config=str(config or ""), only=",".join(only or []), as_of=as_of)
+    more |= dict(folds_kind="grouped" if grouped else "walk_forward")
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"contest {source}") as bar:
         found = mainjob.report(place, *window, "", bar, more, notebook="20_contest")

@@ -88,6 +88,12 @@ class _Trained:
     scores: dict  # whose semantic scores were read
     powers: dict[str, list[float]]  # stage -> a power for each of four places
 
+    @property
+    def span(self) -> dict[str, date]:
+        "First and last day known, and the first of which cards are answered as of that day."
+        first, last, remembered = self.days[0], self.days[-1], self.days[-REMEMBERED:][0]
+        return dict(trained_from=first, trained_until=last, remembers_from=remembered)
+
 
 def _train(starts: pl.DataFrame, pipeline: Pipeline, heard: dict, progress: Told) -> _Trained:
     "Fit a pipeline and teach a student on everything known."
@@ -125,8 +131,8 @@ def train(
 ) -> dict:  # the manifest
     "Train on everything up to a day and write a bundle, as a run that is kept."
     pipeline = make() if make else recipe_of(recipe, recipes)
-    settings, store, out = pipeline.settings(), Store(home, source), room_for(out)
-    (starts, aliases, data), named = _past(store, until, as_of), "" if make else recipe
+    settings, named, out = pipeline.settings(), "" if make else recipe, room_for(out)
+    starts, aliases, data = _past(Store(home, source), until, as_of)
     asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook, as_of=as_of)
     with tracked(home, "train", source, asked, data=data) as run:
         told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
@@ -134,10 +140,8 @@ def train(
         origin = Origin(
             name=_titled(source, named, as_of),
             source=source,
-            trained_from=told.days[0],
-            trained_until=told.days[-1],
+            **told.span,
             now=now,
-            remembers_from=told.days[-REMEMBERED:][0],
             data_fingerprint=data,
             recipe=dict(name=named, settings=settings, answers=pipeline.answers),
             made=made_by(run, notebook),
