@@ -5,6 +5,8 @@ import tomllib
 
 import polars as pl
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from racing_core.app.main import main
 from racing_core.config import Home
@@ -294,3 +296,21 @@ def test_a_map_that_calls_them_point_in_time_is_refused(collection, tmp_path, ca
     assert main(["ingest", "racebase", str(tmp_path / "own.csv"), "--name", "own", *home]) == 0
     assert main(["leaks", "--source", "own", *home]) == 3
     assert "speed" in capsys.readouterr().err
+
+
+CELL = st.text(alphabet="0123456789.,/-:° ½abcPU€\"'#[]=\\\t", max_size=8)
+HEADS = st.lists(
+    st.text(alphabet="abc _-([.\"'\\=#é", min_size=1, max_size=6), min_size=1, max_size=5
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(HEADS, st.lists(st.lists(CELL, min_size=5, max_size=5), min_size=1, max_size=6))
+@example(["race_id", "date", "[x]"], [["1", "2024-01-01", "#", "", ""]])
+def test_any_table_gets_a_map_that_reads(tmp_path_factory, heads, rows):
+    table = pl.DataFrame({h: [row[i] for row in rows] for i, h in enumerate(dict.fromkeys(heads))})
+    file = tmp_path_factory.mktemp("any") / "any.parquet"
+    table.write_parquet(file)
+    proposed = propose(file)
+    assert [g.head for g in proposed.guesses] == table.columns
+    checked(tomllib.loads(proposed.toml), file)

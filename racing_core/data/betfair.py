@@ -77,7 +77,7 @@ _MORE = [*_OPTIONAL, *_PRICES.values(), *_AMOUNTS.values()]
 STATES = dict.fromkeys(("VIC", "NSW", "QLD", "WA", "SA", "TAS", "NT", "ACT"), "AU") | {"NZ": "NZ"}
 _CLASS = {"MDN": "maiden", "LISTED": "listed"} | {f"GRP{i}": f"group_{i}" for i in (1, 2, 3)}
 _CLASS |= {f"{c}{i}": f"class_{7 - i}" for c in ("CL", "C") for i in range(1, 7)}
-_OVER = {"HRD": "hurdle", "STPL": "chase"}
+_OVER = {"HRD": "hurdle", "HRDL": "hurdle", "STPL": "chase"}
 _OUTCOME = {"WINNER": "won", "LOSER": "lost", "REMOVED": "withdrawn"}
 
 # %% ../../nbs/13b_data.betfair.ipynb #monthly-fields

@@ -340,7 +340,8 @@ def meeting_time(
     free = said.is_between(60, 779) & ~text(e).str.contains(rf"(?i){_HALF}$")
     number = pl.lit(None, pl.Int32) if order is None else order
     told = pl.struct(*meeting, said=said, free=free, order=number)
-    return told.map_batches(lambda s: _half(s.struct.unnest(), meeting), return_dtype=pl.Int32)
+    chosen = told.map_batches(lambda s: _half(s.struct.unnest(), meeting), return_dtype=pl.Int32)
+    return chosen.alias(e.meta.output_name())
 
 
 def off_utc(
