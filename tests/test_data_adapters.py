@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from racing_core.config import Home
-from racing_core.data import betfair, nyra, rpscrape
+from racing_core.data import betfair, netkeiba, nyra, rpscrape
 from racing_core.data.ingest import SOURCES, coverage, ingest
 from racing_core.data.store import Store
 from racing_core.errors import BadInput
@@ -259,3 +259,59 @@ def test_real_new_york(shared_data, tmp_path_factory):
         starts["horse_id"].n_unique() == len(starts)
         and dict(coverage(starts).rows())["trainer_id"] == 0
     )
+
+
+JAPAN = (
+    "202401020503,3,3歳未勝利,芝,1600,晴,良,13:00,2024-02-03,東京,{pos},{no},h{no},馬{no},牡3,56.0,j{no},"
+    "騎手,1:35.{no},{margin},{corners},34.5,{no}.5,{weight},t,[東]甲,100"
+)
+
+
+def japanese(no, pos=None, margin="1/2", weight="460(+2)", corners="2-2"):
+    pos, margin = no if pos is None else pos, "" if no == 1 else margin
+    return JAPAN.format(no=no, pos=pos, margin=margin, weight=weight, corners=corners)
+
+
+@pytest.mark.parametrize(
+    ("odd", "column", "want"),
+    [
+        (dict(margin="クビ+1/2"), "margin_lengths", 0.8),
+        (dict(pos="2(再)"), "position", 2),
+        (dict(weight="前計不"), "body_weight_kg", None),
+        (dict(weight="計不"), "body_weight_kg", None),
+        (dict(margin="差"), "margin_lengths", None),
+    ],
+)
+def test_odd_cells_of_japan_keep_their_race(tmp_path, odd, column, want):
+    rows = [netkeiba.KINDS["results"].replace(" ", ","), japanese(1), japanese(2, **odd)]
+    (tmp_path / "results.csv").write_text("\n".join(rows), encoding="utf-8")
+    done = netkeiba.parse(tmp_path)
+    assert done.reconciliation["races"] == 1 and done.reconciliation["starters"] == 2
+    table = done.tables["runners" if column == "body_weight_kg" else "results"]
+    assert table.filter(pl.col("runner_no") == 2)[column].item() == want
+    assert len(done.quarantine) == ("差" in odd.values())
+
+
+def test_corners_beyond_counting_and_wide_digits_are_no_errors(tmp_path):
+    rows = [japanese(1, corners="12345678901-1"), japanese(2, corners="３-2", weight="４６０")]
+    head = netkeiba.KINDS["results"].replace(" ", ",")
+    (tmp_path / "results.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
+    done = netkeiba.parse(tmp_path)
+    assert done.reconciliation["races"] == 1
+    assert done.tables["runners"]["body_weight_kg"].to_list() == [460, None]
+
+
+@pytest.mark.parametrize("cell", ["３", "1e308", "12345678901", "-1", "x"])
+@pytest.mark.parametrize("at", [0, 1, 3, 4])
+def test_no_cell_of_new_york_is_an_error(tmp_path, cell, at):
+    start = "2,118,A Rider,200,2".split(",")
+    start[at] = cell
+    starts = ["AQU,2019-02-03,4," + s for s in ("1,118,B Rider,200,1", ",".join(start))]
+    race = ["AQU,2019-02-03,4", cell, "I", "YL", "STK", cell, cell]
+    (tmp_path / "starts.csv").write_text("\n".join([",".join(nyra.STARTS), *starts]), "utf-8")
+    races = "\n".join([",".join(nyra.RACES), ",".join(race)])
+    (tmp_path / "races.csv").write_text(races, "utf-8")
+    done = nyra.parse(tmp_path)
+    kept = at in (1, 3)  # weight and price are lost alone, number and place with their race
+    assert done.reconciliation["races"] == kept
+    assert done.reconciliation["quarantined"] == 2 * (not kept)

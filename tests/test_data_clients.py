@@ -410,9 +410,18 @@ def test_a_spoilt_race_is_set_aside_whole(server, home, fault):
 
 def test_a_bad_cell_costs_no_more_than_itself(server, home):
     day = days(1)[0]
-    runners = [ran(1, 1, sp_dec="evens", bsp="x", sex="?"), ran(2, 2, sp_dec="0")]
+    runners = [
+        ran(1, 1, sp_dec="evens", bsp=False, sex="?", weight_lbs="2000"),
+        ran(2, 2, sp_dec=True, bsp=True),
+    ]
     odd = result(
-        day, going="Squelchy", surface=None, rating_band="all", off_dt="noon", runners=runners
+        day,
+        going="Squelchy",
+        surface=None,
+        rating_band="all",
+        off_dt="noon",
+        dist_m="far",
+        runners=runners,
     )
     server.routes["/v1/results"] = lambda h, q: h.send({"results": [odd], "total": 1})
     get(server, home, until="2026-08-08")
@@ -428,6 +437,8 @@ def test_a_bad_cell_costs_no_more_than_itself(server, home):
         "odds",
         "bsp",
         "sex",
+        "weight_kg",
+        "distance_m",
     }
 
 

@@ -1,12 +1,14 @@
 """Broken files: an error that names the place, or a quarantined race; never half a race, never a changed store."""
 
 import gzip
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 from hkjc_files import HEAD, meeting, runner, write
 
+from racing_core.app import main as cli
 from racing_core.config import Home
 from racing_core.data import base
 from racing_core.data.ingest import ingest
@@ -176,10 +178,11 @@ def test_a_price_that_cannot_be_is_lost_alone(odds, home, tmp_path):
 
 def test_the_shortest_favourite_keeps_its_race_a_market(home, tmp_path):
     rows = [runner(1, 1, win_odds=1), runner(1, 2), runner(2, 1), runner(2, 2, win_odds=1)]
-    write(tmp_path / "results.csv", rows)
+    (folder := tmp_path / "day").mkdir()
+    write(folder / "results.csv", rows)
     paid = "date,venue,race_no,pool,combination,dividend_hkd\n2020-01-01,沙田,1,獨贏,1,10.80\n"
-    (tmp_path / "dividends.csv").write_text(paid, encoding="utf-8")
-    ingest("hkjc", tmp_path, home)
+    (folder / "dividends.csv").write_text(paid, encoding="utf-8")
+    ingest("hkjc", folder, home)
     starts = Store(home, "hkjc").starts(since="2020-01-01")
     assert starts["odds"].to_list() == [1.08, 3.5, 2.5, 1.05]
 
@@ -203,10 +206,11 @@ def test_a_word_for_a_non_runner_is_understood_where_it_stands(column, word, hom
 
 @pytest.mark.parametrize("text", ["", HEAD, "\ufeff" + HEAD + "\n"])
 def test_a_side_file_without_rows_is_told_and_stops_nothing(text, home, tmp_path):
-    write(tmp_path / "results.csv", meeting())
+    (folder := tmp_path / "day").mkdir()
+    write(folder / "results.csv", meeting())
     for kind in ("commentary", "dividends", "form_records", "sectional_times"):
-        (tmp_path / f"{kind}.csv").write_text(text, encoding="utf-8")
-    account = ingest("hkjc", tmp_path, home)
+        (folder / f"{kind}.csv").write_text(text, encoding="utf-8")
+    account = ingest("hkjc", folder, home)
     assert account.races == 2
     assert {n for n in account.notes if "no rows" in n} == {
         f"{kind}.csv: no rows"
@@ -229,7 +233,7 @@ def test_a_packed_file_that_swells_is_refused(home, tmp_path, monkeypatch):
 
 def test_brackets_and_stars_in_a_path_are_letters(home, tmp_path):
     (folder := tmp_path / "results [1] *").mkdir()
-    parquet(folder / "results[a].parquet")
+    parquet(tmp_path / "results.parquet").rename(folder / "results[a].parquet")
     assert ingest("hkjc", folder, home).races == 2
     write(folder / "results[a].csv", meeting())
     (folder / "results[a].parquet").unlink()
@@ -322,3 +326,22 @@ def test_the_header_of_the_made_files_is_what_the_adapter_needs():
     from racing_core.data.hkjc import KINDS
 
     assert HEAD.split(",") == KINDS["results"].split()
+
+
+def test_the_command_tells_what_it_set_aside_and_fails_where_nothing_is_kept(tmp_path, capsys):
+    place = ["--home", str(tmp_path / "home")]
+    good = write(tmp_path / "good.csv", [*meeting(1), runner(1, 4, lbw="a bit")])
+    assert cli.main(["ingest", "hkjc", str(good), "--show-quarantine", *place]) == 0
+    out = capsys.readouterr().out
+    assert "1 rows: lbw: expected lengths like 1-1/4 (got `a bit`)" in out
+    assert "good.csv, row 4, hkjc:2020-01-01:ST:1: lbw is a bit, expected lengths like 1-1/4" in out
+    bad = write(tmp_path / "bad.csv", [runner(2, n, place="XX") for n in (1, 2)])
+    assert cli.main(["ingest", "hkjc", str(bad), *place]) == 2
+    told = capsys.readouterr()
+    assert "no race was kept" in told.err and "`XX`" in told.out and "stored as" not in told.out
+    assert cli.main(["ingest", "hkjc", str(bad), "--show-quarantine", "--json", *place]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["races"], answer["replaced"]) == (0, 0)
+    assert ["XX"] in answer["values"].values() and "XX" in {f["got"] for f in answer["quarantine"]}
+    assert cli.main(["ingest", "hkjc", str(good), "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out)["replaced"] == 1

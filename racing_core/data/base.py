@@ -132,13 +132,11 @@ def _separator(head: bytes) -> str:
 
 def _from_csv(file: Path, packed: bool) -> pl.DataFrame:
     "A CSV as it is; between semicolons a comma in a number is the decimal comma."
-    source: Path | BytesIO = BytesIO(_unpacked(file)) if packed else file
-    with BytesIO(source.getvalue()) if packed else file.open("rb") as f:
-        head = f.read(1 << 16)
-    if not head.strip(b"\xef\xbb\xbf \r\n"):
+    data = _unpacked(file) if packed else file.read_bytes()
+    if not data[: 1 << 16].strip(b"\xef\xbb\xbf \r\n"):
         return pl.DataFrame()
-    sep = _separator(head)
-    df = pl.read_csv(source, infer_schema=False, separator=sep, glob=False)
+    sep = _separator(data[: 1 << 16])
+    df = pl.read_csv(BytesIO(data), infer_schema=False, separator=sep)
     if sep != ";":
         return df
     lone = pl.all().str.contains("^[+-]?[0-9]*,[0-9]+$")
