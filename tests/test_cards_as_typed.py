@@ -435,6 +435,8 @@ def test_a_placeholder_for_everybody_is_no_book():
     field = [dict(runner_no=i, horse_name=f"H{i}", odds=10.0) for i in range(1, 11)]
     assert total(Card.model_validate(EXAMPLE | dict(runners=field))) == pytest.approx(1)
     assert "placeholder" in no_book(Card.model_validate(EXAMPLE | dict(runners=field)))
+    sure = [dict(runner_no=1, horse_name="Walkover", odds=1.05)]
+    assert "no market" in no_book(Card.model_validate(EXAMPLE | dict(runners=sure)))
 
 
 @given(st.sampled_from([None, *BOOKS]), st.integers(2, 40))
