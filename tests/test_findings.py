@@ -189,7 +189,7 @@ def test_one_walk_for_all(starts):
     assert races.dates[step.past].max() < races.dates[step.test].min()
     assert races.dates[step.train].min() == races.dates.min(), "a short past is not cut shorter"
     days = races.dates.astype("datetime64[D]")
-    old = days - 800 * (days < days[len(days) // 4])
+    old = days - 1000 * (days < days[len(days) // 4])
     long = next(walk(replace(races, dates=old), from_day))
     assert old[long.train].min() > old[long.early].max(), "what has no past trains no model alone"
     assert old[long.early].min() == old.min() and not (long.early & long.past).any()
