@@ -85,7 +85,7 @@ def foresee(
 
 
 # %% ../nbs/45b_correction.ipynb #corr010
-STRENGTH = 2.0  # ½·STRENGTH·|weight|² is paid
+STRENGTH = 5.0  # ½·STRENGTH·|weight|² is paid
 
 
 def weigh(

@@ -189,7 +189,7 @@ def test_the_yardstick_is_chosen_on_days_before_and_bends_where_the_price_is_ben
 
 def test_ridges_are_averaged_and_interactions_pay_more(wasteful):
     best = recipe().residual["conditional_logit"]
-    assert (best.l2, best.spread, best.dear) == (3000, 3, 2)
+    assert (best.l2, best.spread, best.dear) == (2000, 2, 1.25)
     assert "interaction" not in best.interactions and len(best.interactions) > 20
     races = races_of(wasteful)
     given = races.X, races.y

@@ -189,7 +189,8 @@ def test_one_walk_for_all(starts):
     assert races.dates[step.past].max() < races.dates[step.test].min()
     assert races.dates[step.train].min() == races.dates.min(), "a short past is not cut shorter"
     days = races.dates.astype("datetime64[D]")
-    old = days - 800 * (days < days[len(days) // 4])
+    oldest, older = (days < days[len(days) * k // 4] for k in (1, 2))
+    old = days - 1000 * oldest - 500 * older  # a past of years
     long = next(walk(replace(races, dates=old), from_day))
     assert old[long.train].min() > old[long.early].max(), "what has no past trains no model alone"
     assert old[long.early].min() == old.min() and not (long.early & long.past).any()
