@@ -9,6 +9,8 @@ from racing_core.data.exchange import DAILY, DAILY_MORE, MODEL, MODEL_MORE
 from racing_core.data.ingest import ingest
 from racing_core.data.store import Store
 from racing_core.errors import BadInput
+from racing_core.features import leaks
+from racing_core.starts import starts_frame
 
 MONTH = [*betfair.COLUMNS, "BEST_AVAIL_BACK_AT_SCHEDULED_OFF", "WIN_PREPLAY_LAST_PRICE_TAKEN"]
 
@@ -179,3 +181,5 @@ def test_real_days_and_months_of_britain_and_ireland(shared_data):
         "scheduled_off": 38840,
         "bsp": 58410,
     }
+    seen = leaks.foresight(whole.tables["supplied"], starts_frame(whole.tables))
+    assert seen.filter("knew")["column"].to_list() == ["placed"]  # and no price, nor another model

@@ -124,14 +124,13 @@ def ingest(
     _real(name)
     with Bar(f"ingest {source}") as bar:
         done = room.ingest(source, path, ctx.obj.home, name, bar).as_dict()
-    place, more = ctx.obj.home, {}
-    told = [*_account(done), *_foreseen(place, done)]
+    place, told, more = ctx.obj.home, _account(done), {}
     if show_quarantine and Store(place, done["name"]).manifest["tables"]:
         faults = Store(place, done["name"]).read("quarantine").sort("file", "row").to_dicts()
         told, more = told + _set_aside(faults), {"quarantine": faults}
     if done["races"]:
         more |= (scores := asking.ask_ahead(place, done["name"], done["name"], datetime.now(UTC)))
-        told.append(asking.asked(scores))
+        told += [*_foreseen(place, done), asking.asked(scores)]
     ctx.obj.answer(done | more, "\n".join(filter(None, told)))
     if not done["races"]:
         say(f"racing: {room.nothing_kept(done).message}", sys.stderr)

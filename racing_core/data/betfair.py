@@ -20,7 +20,6 @@ from racing_core.data.base import (
     assemble,
     drop_duplicates,
     files_of,
-    read_file,
     translate,
 )
 from racing_core.data.exchange import (
@@ -36,6 +35,7 @@ from racing_core.data.exchange import (
     raced,
     rated,
 )
+from .files import read_file
 from racing_core.data.readers import (
     calendar,
     integer,

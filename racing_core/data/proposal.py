@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from .base import read_file
 from .columns import levelled, seconds, underfoot, without_time
+from .files import read_file
 from racing_core.data.readers import (
     calendar,
     day,

@@ -22,7 +22,6 @@ from racing_core.data.base import (
     files_of,
     insist,
     places,
-    read_file,
     read_rows,
     translate,
 )
@@ -36,6 +35,7 @@ from racing_core.data.columns import (
     underfoot,
     without_time,
 )
+from .files import read_file
 from racing_core.data.readers import (
     POUND_KG,
     calendar,

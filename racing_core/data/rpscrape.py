@@ -22,10 +22,10 @@ from racing_core.data.base import (
     files_of,
     insist,
     places,
-    read_file,
     read_rows,
     translate,
 )
+from .files import read_file
 from racing_core.data.readers import (
     POUND_KG,
     UNMEASURED,
