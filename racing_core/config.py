@@ -92,7 +92,7 @@ def locked(
     place: Path,  # a file, or a folder, that is read, changed and written back
 ) -> Iterator[None]:
     "Wait until no other process or thread is between these lines for the same place."
-    file = place.with_name(f".{place.name}.lock")
+    file = place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

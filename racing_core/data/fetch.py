@@ -49,6 +49,7 @@ def spans(store: Store) -> dict[str, Span]:  # kind, and regions if chosen, to d
 
 def _advance(store: Store, key: str, since: date, done: date):
     "Add days to a cursor, when they join those it has; start it anew when they do not."
+    store.folder.mkdir(parents=True, exist_ok=True)
     with locked(store.folder):
         now = spans(store)
         old = now.get(key)

@@ -289,6 +289,7 @@ def write(
     alone: bool = False,  # is this all there is? then races stored earlier are forgotten
 ) -> bool:  # whether anything changed
     "Merge races into the store: wholly, or not at all."
+    store.folder.mkdir(parents=True, exist_ok=True)
     with locked(store.folder):
         manifest = store.manifest
         begin(store.folder)
