@@ -779,7 +779,6 @@ def test_the_main_job_resumes_where_it_stopped(tmp_path):
         and again["bundle"]["champion"] == again["bundle"]["version"]
         and not again["results"]["changed"]
     )
-    assert (
-        answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"]["ranked"]
-        and not again["prediction"]["warnings"]
-    )
+    assert answer("predict", again["card"], home=tmp_path)["ranked"] == again["prediction"][
+        "ranked"
+    ] and all(w.startswith("The market is not corr") for w in again["prediction"]["warnings"])

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from racing_core.calibration import RaceSoftmax
 from racing_core.correction import Correction, foresee, judge, weigh
-from racing_core.features.matrix import build, matrix
+from racing_core.features.matrix import History, build, matrix
 from racing_core.folds import Races
 from racing_core.lab import backtest as lab
 from racing_core.lab.ablation import quick
@@ -127,8 +128,6 @@ def test_a_correction_comes_back_from_disk_and_stands_in_the_manifest(
 
 
 def test_the_answer_says_that_the_market_is_not_corrected(withheld, fair, tmp_path):
-    from racing_core.features.matrix import History
-
     last = fair["date"].max()
     origin = bundle.Origin(
         "fair", "simulated", fair["date"].min(), last, datetime(2020, 1, 1, tzinfo=UTC), last
@@ -185,6 +184,13 @@ def test_the_yardstick_is_chosen_on_days_before_and_bends_where_the_price_is_ben
     q = np.exp(shape_utility(shape_of(prices, win, race, power), prices, race, power))
     mean = lambda p: float(win @ np.log(p))
     assert mean(q) > mean(np.exp(market_utility(prices, race, power))) + 2
+
+
+def test_a_bundle_hangs_on_the_shape(withheld, monkeypatch):
+    made = bundle.code_of(withheld)
+    assert not bundle.changed(made, bundle.code_of(withheld))
+    monkeypatch.setattr(RaceSoftmax, "_apply", lambda self, p, race: p)
+    assert "market_shape" in bundle.changed(made, bundle.code_of(withheld))
 
 
 def test_ridges_are_averaged_and_interactions_pay_more(wasteful):

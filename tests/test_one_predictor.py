@@ -56,7 +56,8 @@ def place(tmp_path_factory) -> Home:
     """A home with a world, a champion that has not seen its last days, and a challenger that was
     trained on a language model's scores."""
     home = home_of(tmp_path_factory.mktemp("home"), env={})
-    ingest_world(simulate(races=1500, seed=19), home)
+    # a market with so much to mend that the past speaks for a correction
+    ingest_world(simulate(races=1500, seed=19, inefficiency=0.2), home)
     starts = Store(home, "simulated").starts()
     until = starts["date"].unique().sort()[-AHEAD - 1]
     train(home, "simulated", home.root / "plain", NOW, until=until, make=_small)
