@@ -10,7 +10,7 @@ from hkjc_files import HEAD, meeting, runner, write
 
 from racing_core.app import main as cli
 from racing_core.config import Home
-from racing_core.data import base
+from racing_core.data import files
 from racing_core.data.ingest import ingest
 from racing_core.data.store import Store
 from racing_core.errors import BadInput
@@ -225,7 +225,7 @@ def test_columns_that_nobody_reads_are_told(home, tmp_path):
 
 
 def test_a_packed_file_that_swells_is_refused(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_LARGEST", 1000)
+    monkeypatch.setattr(files, "_LARGEST", 1000)
     file = packed(tmp_path / "results.csv.gz")
     with pytest.raises(BadInput, match="too large"):
         ingest("hkjc", file, home)
@@ -244,17 +244,17 @@ def test_an_id_that_comes_back_for_another_race_is_refused(home, tmp_path):
     row = "{0},{1},{2},{3},{4},3.5,1m,{4}\n"
     head = "race_id,date,course,horse,position,odds,distance,number\n"
     days = [("13/02/2024", "Ascot"), ("14/02/2024", "Ayr")]
-    files = []
+    made = []
     for i, (day, course) in enumerate(days):
         file = tmp_path / f"racebase{i}.csv"
         rows = [row.format(r, day, course, f"{course}{n}", n) for r in (1, 2) for n in (1, 2)]
         file.write_text(head + "".join(rows), encoding="utf-8")
-        files.append(file)
-    assert ingest("racebase", files[0], home).replaced == 0
-    assert ingest("racebase", files[0], home).replaced == 2
+        made.append(file)
+    assert ingest("racebase", made[0], home).replaced == 0
+    assert ingest("racebase", made[0], home).replaced == 2
     before = snapshot(home)
     with pytest.raises(BadInput, match="racebase:1 was Ascot 2024-02-13, now Ayr 2024-02-14"):
-        ingest("racebase", files[1], home)
+        ingest("racebase", made[1], home)
     assert snapshot(home) == before
 
 
@@ -345,3 +345,6 @@ def test_the_command_tells_what_it_set_aside_and_fails_where_nothing_is_kept(tmp
     assert ["XX"] in answer["values"].values() and "XX" in {f["got"] for f in answer["quarantine"]}
     assert cli.main(["ingest", "hkjc", str(good), "--json", *place]) == 0
     assert json.loads(capsys.readouterr().out)["replaced"] == 1
+    run = ["run", "--source", "hkjc", "--data", str(bad), "--home", str(tmp_path / "other")]
+    assert cli.main(run) == 2
+    assert "no race was kept" in capsys.readouterr().err

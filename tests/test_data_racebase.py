@@ -1,5 +1,6 @@
 """The flat private collection: mapped by an editable file, its own form columns carried along but not trusted."""
 
+import polars as pl
 import pytest
 
 from racing_core.config import Home
@@ -62,3 +63,34 @@ def test_what_cannot_be_mapped_is_said_and_can_be_mended(csv, tmp_path):
     (tmp_path / MAP_NAME).write_text("[required", encoding="utf-8")
     with pytest.raises(BadInput, match="TOML"):
         ingest("racebase", csv, Home(tmp_path / "home", ""))
+
+
+SMALL = "race_id,date,course,horse,position,odds,number,btn\n"
+
+
+def small(tmp_path, *rows):
+    file = tmp_path / "racebase.csv"
+    file.write_text(SMALL + "".join(f"{row}\n" for row in rows), encoding="utf-8")
+    account = ingest("racebase", file, home := Home(tmp_path / "home", ""))
+    return account, Store(home, "racebase")
+
+
+def test_margins_and_places_as_they_are_printed_lose_no_race(tmp_path):
+    rows = [
+        f"R1,13/02/2024,Ascot,H{i},{i},3.5,{i},{m}" for i, m in enumerate(("", "nk", "1½", "½"), 1)
+    ]
+    rows += [f"R2,13/02/2024,Ascot,G{i},1=,3.5,{i}," for i in (1, 2)]
+    rows += ["R3,13/02/2024,Ascot,F1,1,3.5,1,", "R3,13/02/2024,Ascot,F2,RR,3.5,2,"]
+    rows += ["R4,13/02/2024,Ascot,E1,1,3.5,1,", "R4,13/02/2024,Ascot,E2,2,3.5,2,whisker"]
+    account, store = small(tmp_path, *rows)
+    assert (account.races, account.quarantined, account.dead_heats_first) == (4, 0, 1)
+    margins = store.read("results").filter(pl.col("race_id") == "racebase:R1")["margin_lengths"]
+    assert margins.to_list() == [0, 0.3, 1.5, 0.5]
+    assert (store.read("results")["status"] == "did_not_finish").sum() == 1
+    assert list(account.values.values()) == [["whisker"]]
+
+
+def test_a_decimal_comma_is_no_thousand(tmp_path):
+    rows = ['R1,13/02/2024,Chantilly,A,1,"3,5",1,', 'R1,13/02/2024,Chantilly,B,2,"2,1",2,']
+    _, store = small(tmp_path, *rows)
+    assert store.read("prices")["odds"].to_list() == [3.5, 2.1]

@@ -103,6 +103,8 @@ def test_a_missing_rating_tells_nothing_about_a_runner(hong_kong):
         .select((pl.col("rating").diff().over("race_id") <= 0).all())
     )
     assert spread.item()
+    opened = starts.filter(pl.col("race_id") == "hkjc:2023-09-10:ST:4")
+    assert opened["rating"].max() == 118  # told by form records whose years have two digits
 
 
 def test_dividends_are_what_the_odds_said(hong_kong):

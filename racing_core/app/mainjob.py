@@ -18,7 +18,7 @@ import polars as pl
 from .. import identity
 from ..release.bundle import manifest_of, read
 from ..config import Home, shipped, write_whole
-from ..data.ingest import ingest, ingest_world
+from ..data.ingest import ingest, ingest_world, nothing_kept
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError
 from ..features.matrix import build, identities, names
@@ -131,7 +131,10 @@ def obtain(
             )
         return store_world(home, races, seed)
     if data is not None:
-        return ingest(source, data, home, progress=lambda step: progress(step, None)).as_dict()
+        done = ingest(source, data, home, progress=lambda step: progress(step, None)).as_dict()
+        if not done["races"]:
+            raise nothing_kept(done)
+        return done
     known_source(home, source)
     ingests = Store(home, source).manifest["ingests"]
     last = next(

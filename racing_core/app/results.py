@@ -111,10 +111,7 @@ def ingest(
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a source's results, check them and merge them into the store; nothing by halves.
-
-    The exit code is 2 where no race was kept.
-    """
+    "Read a source's results and merge them into the store, wholly; fail where no race is kept."
     from racing_core.app import asking
     from racing_core.data import ingest as room
     from racing_core.data.store import Store
@@ -125,14 +122,13 @@ def ingest(
     place, told, more = ctx.obj.home, _account(done), {}
     if show_quarantine and Store(place, done["name"]).manifest["tables"]:
         faults = Store(place, done["name"]).read("quarantine").sort("file", "row").to_dicts()
-        told, more = [*told, *_set_aside(faults)], {"quarantine": faults}
+        told, more = told + _set_aside(faults), {"quarantine": faults}
     if done["races"]:
         more |= (scores := asking.ask_ahead(place, done["name"], done["name"], datetime.now(UTC)))
         told.append(asking.asked(scores))
     ctx.obj.answer(done | more, "\n".join(filter(None, told)))
     if not done["races"]:
-        why = f"all {done['rows_read']:,} rows were set aside; mend what the reasons name"
-        say(f"racing: no race was kept: {why}", sys.stderr)
+        say(f"racing: {room.nothing_kept(done).message}", sys.stderr)
         raise SystemExit(2)
 
 
