@@ -14,8 +14,8 @@ from pathlib import Path
 import polars as pl
 
 from .base import Parsed, Quarantine, translate
-from .files import kind_of
 from .entries import numbered, withdrawals
+from .files import kind_of
 from .readers import POUND_KG, calendar, integer, text
 from racing_core.data.notations import (
     COLUMNS,

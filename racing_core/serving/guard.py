@@ -109,7 +109,7 @@ def card_warnings(card: Card) -> list[str]:
 
 # %% ../../nbs/81_serving.guard.ipynb #form-alone
 FORM_ALONE = (
-    "from form alone: these chances have not heard the market and make no edge over a price;"
+    "from form alone: these chances have not heard the market and give no edge against a price;"
     " backing such chances against real prices lost 28 to 36% of what was staked"
 )
 
