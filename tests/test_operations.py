@@ -47,7 +47,7 @@ def test_the_walk_is_yearly_and_every_test_race_is_predicted_once():
     keys = found.predictions.select("race_id", "runner_no")
     assert keys.is_unique().all() and found.predictions["date"].min() >= last - timedelta(500)
     finding = figures(found, 1)
-    assert finding.by_year == gain_by_year(found.predictions)
+    assert finding.by_year == gain_by_year(found.predictions, finding.yardstick)
     assert sum(y.races for y in finding.by_year) == finding.races
     assert finding.simulated and finding.share_of_attainable and finding.attainable_delta_r2 > 0
     json.dumps(finding.to_json(), allow_nan=False)
