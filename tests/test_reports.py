@@ -78,7 +78,10 @@ def restated(world) -> Parsed:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     "A home with a simulated world, and the same as if it were real and leaked."
-    where, world = home(tmp_path_factory.mktemp("reports"), env={}), simulate(races=1500, seed=4)
+    where, world = (
+        home(tmp_path_factory.mktemp("reports"), env={}),
+        simulate(races=1900, seed=4, inefficiency=0.2),
+    )
     ingest_world(world, where)
     write(Store(where, "restated"), restated(world))
     with pytest.MonkeyPatch.context() as env:

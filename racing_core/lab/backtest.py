@@ -247,8 +247,8 @@ class YearGain:
     delta_r2: Estimate  # of combined over the yardstick
 
 
-def _gain(p: pl.DataFrame, over: str) -> Estimate:
-    columns = (p[c].to_numpy() for c in ("combined", over, "win"))
+def _gain(p: pl.DataFrame, over: str, stage: str = "combined") -> Estimate:
+    columns = (p[c].to_numpy() for c in (stage, over, "win"))
     return delta_r2(*columns, st.race_codes(p), p["date"].to_numpy())
 
 
@@ -378,14 +378,16 @@ def figures(
 def _wires(
     found: Backtest, boards: dict[str, Board], everything: dict[str, float], gain: Estimate
 ) -> list[Wire]:
-    """The wires on the bolder of two opinions: of a leak into a correction that is withheld,
+    """The wires on the boldest opinion: of a leak into a correction that is withheld,
     `combined` shows nothing."""
     p, race = found.predictions, st.race_codes(found.predictions)
-    bold = max((boards[k] for k in ("combined", "fundamental")), key=lambda b: b["r2"].value)
+    made = ("combined", "blend", "fundamental")
+    bold = max((k for k in made if k in boards), key=lambda k: boards[k]["r2"].value)
     takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
-    known = {"beyond_oracle": _gain(p, "true_p").low} if "oracle" in boards else {}
-    final = over_the_close(p, gain)
-    return tripwires(bold, everything, takeout, final, known | found.alarms)
+    known = {"beyond_oracle": _gain(p, "true_p", bold).low} if "oracle" in boards else {}
+    blend = over_the_close(p.with_columns(combined="blend"), _gain(p, "market", "blend"))
+    final = max(over_the_close(p, gain), blend)
+    return tripwires(boards[bold], everything, takeout, final, known | found.alarms)
 
 
 def _boards(p: pl.DataFrame) -> dict[str, Board]:
