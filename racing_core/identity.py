@@ -198,6 +198,7 @@ def _label(walk: _Walk, thing: Any, owner: type | None) -> str:
 
 # %% ../nbs/01a_identity.ipynb #cell011
 _SKIP = {"__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__"}
+_SKIP |= {"__slotnames__"}  # left on a class by whoever copied one of its objects
 
 
 def _function(walk: _Walk, fn: FunctionType, owner: type | None) -> str:

@@ -415,10 +415,10 @@ def racing(house, capsys, *argv):
 
 @pytest.fixture(scope="module")
 def typed(card, tmp_path_factory):
-    "The card as a file, at prices that are too good and with place odds."
+    "The card as a file, at prices that are too good, all of them, and with place odds."
     sent = json.loads(card.model_dump_json(exclude_none=True))
     for r in sent["runners"]:
-        r["odds"] = round(1.15 * r["odds"] + 0.1, 2)
+        r["odds"] = round(1.28 * r["odds"], 2)
         r["place_odds"] = round(1 + (r["odds"] - 1) / 3, 2)
     sent["offers"] = [dict(pool="quinella", runners=[1, 2], odds=200.0)]
     file = tmp_path_factory.mktemp("cards") / "card.json"

@@ -307,6 +307,7 @@ def test_a_lone_leader_and_a_crowded_lead():
         course=pl.lit("c"),
         distance_m=pl.lit(1200, pl.Int32),
         status=pl.lit("finished", schema.STATUS),
+        as_of=pl.lit("close"),
     ).sort("date", "race_id", "runner_no")
     seen = {r["race_id"] + str(r["runner_no"]): r for r in build(made).iter_rows(named=True)}
     assert seen["slow race1"]["pace_lead_gap"] > 0.5 and seen["hot race1"]["pace_lead_gap"] == 0

@@ -129,14 +129,14 @@ def test_a_bundle_that_listens_reads_the_cache_and_its_student_for_the_rest(list
     )
     card = next_week(starts)
     predictor = Predictor(bundle, told)
-    before = predictor.predict(card)
+    before = predictor.predict(card, "fundamental")
     assert {b for r in before.ranked for b in r.scored_by.values()} <= {
         "student",
         "fallback",
     } and "student" in before.ranked[0].scored_by.values()
     runners, _ = card_frame(card, "simulated")
     fill(told, runners)
-    after = predictor.predict(card)
+    after = predictor.predict(card, "fundamental")
     assert {b for r in after.ranked for b in r.scored_by.values()} == {"cache"}
     assert [r.win_probability for r in after.ranked] != [r.win_probability for r in before.ranked]
 

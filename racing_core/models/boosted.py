@@ -42,7 +42,7 @@ class LightGBMClassifier(LightGBM):
         data = lightgbm.Dataset(
             Z, won.astype(int), weight=np.where(won, odds, 1.0), init_score=start
         )
-        params = self._parameters() | dict(objective="binary", max_depth=self.depth)
+        params = self._parameters(len(Z)) | dict(objective="binary", max_depth=self.depth)
         self.booster = lightgbm.train(params, data, num_boost_round=self.trees)
 
     def _score(self, Z: np.ndarray) -> np.ndarray:

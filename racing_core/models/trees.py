@@ -92,7 +92,7 @@ class LightGBM(Model):
     seed: int = 0
     threads: int = 0  # 0: as many as there are
 
-    def _parameters(self) -> dict:
+    def _parameters(self, rows: int) -> dict:
         return dict(
             learning_rate=self.learning_rate,
             num_leaves=self.leaves,
@@ -103,6 +103,8 @@ class LightGBM(Model):
             num_threads=self.threads,
             deterministic=True,
             force_row_wise=True,
+            # where no leaf can be cut, it would drop every column and end the process's work
+            feature_pre_filter=rows >= 2 * self.min_rows,
             max_bin=63,
             verbose=-1,
         )
@@ -147,7 +149,7 @@ class LambdaRank(LightGBM):
         data = lightgbm.Dataset(
             Z, relevance(y.position), group=np.bincount(race), init_score=offset
         )
-        params = self._parameters() | dict(
+        params = self._parameters(len(Z)) | dict(
             objective="lambdarank", lambdarank_truncation_level=self.at, eval_at=[self.at]
         )
         self.booster = lightgbm.train(params, data, num_boost_round=self.trees)
@@ -176,7 +178,7 @@ class SoftmaxTrees(LightGBM):
             return slope, np.maximum(bend, 1e-6)
 
         self.booster = lightgbm.train(
-            self._parameters() | dict(objective=gradient),
+            self._parameters(len(Z)) | dict(objective=gradient),
             lightgbm.Dataset(Z, y.win),
             num_boost_round=self.trees,
         )
