@@ -117,6 +117,7 @@ def ingest(
     began = time.perf_counter()
     if source not in SOURCES:
         raise BadInput("no such source", got=source, expected=f"one of {', '.join(SOURCES)}")
+    Store(home, name or source)  # a name that is none is refused before anything is read
     parsed = SOURCES[source](path, progress=progress)
     progress("store")
     return _store(source, name or source, parsed, home, began)
