@@ -332,17 +332,27 @@ def test_without_a_champion_it_says_so():
         end(process)
 
 
+def reach(when: str, process: subprocess.Popen, port: int):
+    "Wait until a server has two of its children, when `starting`, else until it has answered."
+    if when == "starting":
+        while len(group(process.pid)) < 3:  # the parent and two of its children
+            assert process.poll() is None
+            time.sleep(0.02)
+        return
+    with wait_until_up(process, port) as client:
+        assert client.post(PREDICT, json=EXAMPLE).status_code == 200
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("when", ["running", "starting", "twice", "to the whole group"])
 def test_sigterm_leaves_nobody_behind(small_bundle, when):
     process, port = start(small_bundle)
     try:
-        if when == "starting":
-            while len(group(process.pid)) < 3:  # the parent and two of its children
-                assert process.poll() is None
-                time.sleep(0.02)
-        else:
-            with wait_until_up(process, port) as client:
-                assert client.post(PREDICT, json=EXAMPLE).status_code == 200
+        reach(when, process, port)
         send = os.killpg if when == "to the whole group" else os.kill
         send(process.pid, signal.SIGTERM)
         if when == "twice":
@@ -351,28 +361,16 @@ def test_sigterm_leaves_nobody_behind(small_bundle, when):
         assert process.wait(timeout=20) == 0
         assert gone(process.pid) == []
         assert "Traceback" not in process.stderr.read()
-        with socket.socket() as s:
-            assert s.connect_ex(("127.0.0.1", port)) != 0, "the port still answers"
+        assert not listens(port), "the port still answers"
     finally:
         end(process)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("when", ["running", "starting"])
 def test_killed_hard_it_leaves_nobody_who_answers(small_bundle, when):
     process, port = start(small_bundle)
     try:
-        if when == "starting":
-            while len(group(process.pid)) < 3:  # the parent and two of its children
-                assert process.poll() is None
-                time.sleep(0.02)
-        else:
-            with wait_until_up(process, port) as client:
-                assert client.post(PREDICT, json=EXAMPLE).status_code == 200
+        reach(when, process, port)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert gone(process.pid, within=60) == [] and not listens(port)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .files import SUFFIXES, read_file
+from .files import SUFFIXES, named, read_file
 from racing_core.data.readers import (
     PLACE_CODES,
     fold,
@@ -77,7 +77,7 @@ def read_rows(
     notes, files = [] if notes is None else notes, list(files)
     for file in files:
         df = read_file(file)
-        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
+        name = named(file, root)
         if df.is_empty():
             notes.append(f"{name}: no rows")
             continue

@@ -20,7 +20,6 @@ from racing_core.data.base import (
     assemble,
     drop_duplicates,
     files_of,
-    translate,
 )
 from racing_core.data.exchange import (
     DAILY,
@@ -29,13 +28,13 @@ from racing_core.data.exchange import (
     MODEL,
     MODEL_MORE,
     NOTHING,
-    admit,
+    admitted,
     daily,
     matched,
     raced,
     rated,
 )
-from .files import read_file
+from .files import named, read_file
 from racing_core.data.readers import (
     calendar,
     integer,
@@ -122,15 +121,9 @@ def monthly(
     quarantine: Quarantine,  # receives what cannot be read
 ) -> pl.DataFrame:  # a row per runner in canonical columns, prices in columns of their own
     "Runners of the monthly files of Australia and New Zealand."
-    rows = admit(rows, _KEY, quarantine)
-    key = rows.select(
-        "date",
-        "jurisdiction",
-        "course",
-        "race_no",
-        before_name=integer(pl.col("SELECTION_NAME").str.extract(_NUMBERED)),
-    )
-    out = translate(rows, _FIELDS, quarantine).hstack(key)
+    before_name = integer(pl.col("SELECTION_NAME").str.extract(_NUMBERED)).alias("before_name")
+    key = "date", "jurisdiction", "course", "race_no", before_name
+    out = admitted(rows, _KEY, _FIELDS, quarantine, *key)
     return raced(out).with_columns(
         runner_no=pl.coalesce("tab", "before_name"),
         horse_id="horse_name",
@@ -180,7 +173,7 @@ def _read(
     for file in files:
         df = read_file(file)
         layout = _layout(df.columns, file)
-        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
+        name = named(file, root)
         wanted = [*layout.needed, *layout.more]
         blank = [pl.lit(None, pl.String).alias(c) for c in wanted if c not in df.columns]
         numbered = df.with_columns(*blank).with_row_index("row", 1)

@@ -11,6 +11,7 @@ __all__ = [
     "MODEL_MORE",
     "MARKET",
     "admit",
+    "admitted",
     "furlongs",
     "described",
     "raced",
@@ -62,6 +63,18 @@ def admit(
                 where=f"{first['file']}, row {first['row']}, column {f.raw}",
             )
     return rows
+
+
+def admitted(
+    rows: pl.DataFrame,  # raw rows with file and row
+    key: list[Field],  # what says which race a row belongs to
+    fields: list[Field],  # the rest
+    quarantine: Quarantine,  # receives what cannot be read
+    *beside: str | pl.Expr,  # parsed columns of the key, or others, that are wanted too
+) -> pl.DataFrame:  # file, row, race_id and the columns
+    "The rows that say which race they belong to, read."
+    rows = admit(rows, key, quarantine)
+    return translate(rows, fields, quarantine).hstack(rows.select(*beside))
 
 
 # %% ../../nbs/13a_data.exchange.ipynb #words
@@ -202,9 +215,8 @@ def daily(
     quarantine: Quarantine,  # receives what cannot be read
 ) -> pl.DataFrame:  # a row per runner in canonical columns, prices in columns of their own
     "Runners of the daily price files."
-    rows = admit(rows, _DAILY_KEY, quarantine)
-    key = rows.select("words", "date", "minutes", "jurisdiction", "course")
-    out = translate(rows, _DAILY, quarantine).hstack(key)
+    key = "words", "date", "minutes", "jurisdiction", "course"
+    out = admitted(rows, _DAILY_KEY, _DAILY, quarantine, *key)
     order = pl.col("minutes").rank("dense").over("date", "course")
     return _british(out).with_columns(
         name="words",
@@ -271,8 +283,7 @@ def rated(
     quarantine: Quarantine,  # receives what cannot be read
 ) -> pl.DataFrame:  # a row per runner in canonical columns, prices in columns of their own
     "Runners of the monthly files of the model for Britain and Ireland."
-    rows = admit(rows, _MODEL_KEY, quarantine)
-    key = rows.select("outcome", "jurisdiction", "date", "course", "race_no")
-    out = translate(rows, _MODEL, quarantine).hstack(key)
+    key = "outcome", "jurisdiction", "date", "course", "race_no"
+    out = admitted(rows, _MODEL_KEY, _MODEL, quarantine, *key)
     there = off_utc(pl.col("day"), pl.col("minutes"), "Australia/Brisbane")
     return _british(out).with_columns(off_utc=there)

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from .files import named
 from ..errors import BadInput
 
 
@@ -83,7 +84,7 @@ def read_runners(
     columns, optional, notes = list(columns), list(optional), [] if notes is None else notes
     cells, spare = {c: [] for c in ("file", "row", *columns, *optional)}, {}
     for file in files:
-        name = str(file.relative_to(root)) if Path(root) in file.parents else file.name
+        name = named(file, root)
         content = races(read_json(file), file)
         rows = [
             row
