@@ -64,13 +64,15 @@ class Stop:
 class Patient(AutoHTTPProtocol):
     "A connection whose requests come in time, head and body, or it is cut."
 
-    seconds, _timer = 10.0, None
+    seconds, linger, _timer, _late = 10.0, 1.0, None, False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._expect()
 
     def data_received(self, data: bytes) -> None:
+        if self._late:
+            return
         self._expect()
         super().data_received(data)
         if (c := self.cycle) and not overdue(True, not c.more_body, c.response_complete):
@@ -89,9 +91,13 @@ class Patient(AutoHTTPProtocol):
         self._timer = None
 
     def _cut(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(_LATE)
-            self.transport.close()
+        if self.transport.is_closing():
+            return
+        self._late = True
+        self.transport.write(_LATE)
+        self.transport.write_eof()
+        # closed at once, what the client still sends would reset the connection before it has read why
+        self.loop.call_later(self.linger, self.transport.close)
 
 
 class Server(litserve.LitServer):
