@@ -81,11 +81,12 @@ $(VENV)/.test: $(LOCK) settings.ini setup.py | $(VENV)/bin/python
 	@$(BIN)/python -c "import lightgbm" 2>/dev/null || $(MAKE) --no-print-directory openmp
 	@touch $@ $(VENV)/.run
 
-# --- Debian packages: LightGBM wants OpenMP, the page tests want a browser -------------------------------------------
+# --- Debian packages: LightGBM wants OpenMP, the tests want a browser and two servers -------------------------------------------
+SERVERS = chromium redis-server postgresql
 APT = if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends
 openmp:
 	@$(APT) libgomp1 >/dev/null; else echo "LightGBM needs OpenMP: sudo apt-get install libgomp1" >&2; exit 2; fi
 
 system:
-	@command -v chromium >/dev/null && command -v redis-server >/dev/null || { $(APT) chromium redis-server >/dev/null; \
-	else echo "tests of pages and of the shared cache are skipped: sudo apt-get install chromium redis-server" >&2; fi; }
+	@command -v chromium >/dev/null && command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+	|| { $(APT) $(SERVERS) >/dev/null; else echo "tests of pages, of the shared cache and of PostgreSQL are skipped: sudo apt-get install $(SERVERS)" >&2; fi; }
