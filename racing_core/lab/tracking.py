@@ -160,7 +160,7 @@ def record(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell014
-ANSWER = "combined"  # whose figures are all told; of the other stages R² alone
+ANSWER = "combined"  # whose figures are all told, unless a finding names its answer; of others R²
 
 
 def headline(
@@ -175,7 +175,7 @@ def headline(
     told = {"delta_r2": gain} if gain else {}
     seen = [name for name, metric in METRICS.items() if metric.table]
     for stage, board in boards.items():
-        kept = seen if stage == ANSWER else ["r2"]
+        kept = seen if stage == found.get("answer", ANSWER) else ["r2"]
         told |= {f"{stage}.{name}": board[name] for name in kept if name in board}
     money = found.get("bankroll") or {}
     for name in ("roi", "growth", "max_drawdown", "sharpe"):
