@@ -71,14 +71,19 @@ class Parity:
     reasons: dict[str, str]  # of both, where, and which fact came through otherwise
     refused: dict[str, int]  # why there was no card -> cards
     unseen: dict[str, list[str]]  # column -> categories on these cards, never in training
-    strangers: dict[str, int]  # jockeys, trainers, horses never in training
+    strangers: dict[str, int]  # jockeys, trainers, horses never met before these days
     stale_days: int  # stored race days between training and the last card
     outdated: dict[str, int]  # feature that the results of those days would move -> runners
 
     @property
     def equal(self) -> int:
         "How many features are the same on all cards and paths."
-        return self.features - len({*self.differing} | {*self.empty})
+        return self.features - len(({*self.differing} | {*self.empty}) - {"odds"})
+
+    @property
+    def broken(self) -> int:
+        "How many are not, and no form is to blame; the odds count as one."
+        return len(({*self.differing} | {*self.empty}) - {*self.excused})
 
     @property
     def complaints(self) -> list[str]:
@@ -105,7 +110,7 @@ class Parity:
         said += [f"{c} never seen in training: {', '.join(v)}" for c, v in self.unseen.items()]
         if self.strangers:
             new = ", ".join(f"{n} {kind}s" for kind, n in self.strangers.items())
-            said.append(f"new since training: {new}")
+            said.append(f"never met before these days: {new}")
         if self.stale_days:
             said.append(
                 f"stale: {self.stale_days} stored race days lie between training and the last card;"
@@ -228,7 +233,8 @@ class _Comparison:
                 raise given
             answer = self.predictor.look(given.model_copy(update=dict(exotics=None)))
         except RacingError as e:
-            return self._fail(race_id, f"{path}: {e.what}" + (f" ({e.got})" if e.got else ""))
+            more = (f"got {e.got}" if e.got else "", (e.do or "").split(";")[0])
+            return self._fail(race_id, f"{path}: {', '.join([e.what, *filter(None, more)])}")
         if answer.runners["runner_no"].to_list() != race["runner_no"].to_list():
             return self._fail(race_id, f"{path}: other starters than ran")
         rows = self._rows(race)
@@ -275,14 +281,15 @@ def _excuses(reasons: dict[str, Counter]) -> dict[str, str]:
 
 
 def _told(whys: Counter) -> str:
-    "Which path, and which fact came through otherwise."
-    lines = [
-        f"{path}: {', '.join(facts)} came through otherwise"
-        if facts
-        else f"{path}: all facts equal"
-        for path, facts in sorted(whys)
-    ]
-    return "; ".join(lines)
+    "Which path, and what became of which fact on it."
+    said = []
+    for path, facts in sorted(whys):
+        lost = [f for f in facts if f in LACKS[path]]
+        other = [f for f in facts if f not in lost]
+        said += [f"{path} has no place for {' and '.join(lost)}"] if lost else []
+        said += [f"{path} brings another {' and '.join(other)}"] if other else []
+        said += [] if facts else [f"{path}, from equal facts"]
+    return "; ".join(said)
 
 
 _CATEGORIES = (
@@ -347,7 +354,7 @@ def parity(
         for path, way in ways.items():
             cards = way(day, gone)
             for (race_id,), race in day.partition_by("race_id", as_dict=True).items():
-                comparison.look(path, race, cards[race_id])
+                comparison.look(path, race, cards.get(race_id) or BadInput("no card came back"))
     return _found(comparison, pl.concat(races) if races else looked_at.starts.clear())
 
 

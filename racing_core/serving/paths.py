@@ -36,33 +36,39 @@ def _facts(race: pl.DataFrame) -> pl.DataFrame:
     return known(race).with_columns(pl.col("gear").replace("", "none"))
 
 
-def _typed(race: pl.DataFrame, gone: pl.DataFrame) -> Card:
-    "One race as a CSV, read back."
-    left = gone.filter(pl.col("race_id") == race["race_id"][0])
-    left = left.select("runner_no", "horse_id", "horse_name", non_runner=pl.lit("yes"))
-    rows = pl.concat([_facts(race), left], how="diagonal")
+def _written(races: pl.DataFrame, gone: pl.DataFrame) -> list[Card]:
+    "Some races as one CSV, read back."
+    left = gone.join(
+        races.unique("race_id").select("race_id", "date", "course", "race_no"), on="race_id"
+    )
+    withdrawn = ("race_id", "date", "course", "race_no", "runner_no", "horse_id", "horse_name")
+    left = left.select(*withdrawn, non_runner=pl.lit("yes"))
+    rows = pl.concat([_facts(races), left], how="diagonal")
     rows = rows.with_columns(jockey=pl.col("jockey_id"), trainer=pl.col("trainer_id"))
     heads = {c: heads[0] for c, heads in (RACE_NAMES | RUNNER_NAMES).items()}
     heads = {c: head for c, head in heads.items() if c in rows.columns and c not in _OWN}
-    about = pl.col([c for c in heads if c in RACE_NAMES]).forward_fill()
+    about = [c for c in heads if c in RACE_NAMES]
+    rows = rows.with_columns(pl.col(about).forward_fill().over("race_id"))
     with TemporaryDirectory(prefix="racing-") as folder:
         file = Path(folder) / "card.csv"
-        rows.with_columns(about).select(*heads).rename(heads).write_csv(file)
-        return read_cards(str(file))[0][0]
+        rows.select(*heads).rename(heads).write_csv(file)
+        return read_cards(str(file))[0]
 
 
 def typed(
     day: pl.DataFrame,  # starters of a day, rows of starts_frame
     gone: pl.DataFrame,  # its withdrawn runners, rows of the table `runners`
 ) -> Cards:
-    "Every race of a day, each typed into a file of its own."
-    cards: Cards = {}
-    for (race_id,), race in day.partition_by("race_id", as_dict=True, maintain_order=True).items():
-        try:
-            cards[race_id] = _typed(race, gone)
-        except RacingError as e:
-            cards[race_id] = e
-    return cards
+    "Every race of a day, typed into one file; into files of their own where that one is refused."
+    named = day.select("course", "race_no", "race_id").iter_rows()
+    race_of = {(course, race_no): race_id for course, race_no, race_id in named}
+    try:
+        return {race_of.get((c.course, c.race_no), ""): c for c in _written(day, gone)}
+    except RacingError as e:
+        races = day.partition_by("race_id", as_dict=True, maintain_order=True)
+        if len(races) > 1:
+            return {r: typed(race, gone)[r] for (r,), race in races.items()}
+        return {day["race_id"][0]: e}
 
 
 # %% ../../nbs/82b_serving.paths.ipynb #paths-http
@@ -102,9 +108,8 @@ def racecard(
     "A race as the service lists it, without what came after the decision."
     rows = _facts(race).rows(named=True)
     about = rows[0]
-    told = {
-        _SAID[c]: str(about[c]) for c in ("date", "course", "jurisdiction", "race_type", "surface")
-    }
+    told = {_SAID[c]: str(about[c]) for c in ("date", "course", "jurisdiction", "race_type")}
+    told |= dict(surface=about["surface"].replace("_", " "))
     told |= dict(race_id=about["race_id"], off_dt=_off(about), distance=f"{about['distance_m']}m")
     told |= dict(going=(about["going"] or "").replace("_", " "), **_level(about["class_level"]))
     if about["prize"] is not None:
