@@ -129,6 +129,8 @@ def test_a_path_that_is_taken_stays_inside(path):
 @example(f"s3://key:{SECRET}@bucket/x")
 @example(f"s3://bucket/x?secret_key={SECRET}")
 @example("s3://[")
+@example("\0")
+@example("~nobody-of-this-name/x")
 def test_a_url_is_a_place_or_refused(url):
     try:
         place, said = Depot(url), ""

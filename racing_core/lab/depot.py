@@ -32,16 +32,18 @@ _EXPECTED = "a folder, file:///folder, or s3://bucket/prefix without keys or que
 
 def _place(url: str) -> tuple[str, str]:
     "Kind of a place and where it begins there; `BadInput` for a URL that is none."
-    if "://" not in url and url.strip():
-        return "file", str(Path(url).expanduser().resolve())
+    if "://" not in url and url.strip() and url.isprintable():
+        return "file", str(Path(url).resolve())
     try:
         u = urlsplit(url)
         host = u.hostname or ""
     except ValueError:
         u, host = urlsplit(""), ""
-    if u.scheme == "file" and not host and u.path.strip("/") and not u.query:
-        return "file", str(Path(unquote(u.path)).resolve())
-    plain = u.netloc == host and not u.query and not u.fragment and ".." not in u.path.split("/")
+    path = unquote(u.path)
+    if u.scheme == "file" and not host and path.strip("/") and path.isprintable() and not u.query:
+        return "file", str(Path(path).resolve())
+    plain = u.netloc == host and url.isprintable() and not set(url) & set("?#")
+    plain = plain and ".." not in u.path.split("/")
     if u.scheme == "s3" and plain and re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", host):
         return "s3", "/".join([host, *u.path.split("/")]).rstrip("/").replace("//", "/")
     do = "keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "@" in url else None
