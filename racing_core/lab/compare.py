@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..config import Home
 from ..errors import BadInput
-from .tracking import Run
+from .account import Run, find, runs
 from ..starts import race_codes
 
 # %% auto #0
-__all__ = ["OPINIONS", "opinion", "Common", "decided", "common", "varied", "differences"]
+__all__ = ["OPINIONS", "opinion", "chosen", "Common", "decided", "common", "varied", "differences"]
 
 # %% ../../nbs/63a_lab.compare.ipynb #cm05
 OPINIONS = ("combined", "pipeline + price", "blend", "fundamental")  # the first that a run has
@@ -39,6 +40,44 @@ def opinion(
         known = ", ".join(c for c in told.columns if told[c].dtype == pl.Float64)
         raise BadInput("no such opinion in this run", got=stage, expected=f"one of {known}")
     return found, told.with_columns(p=found)
+
+
+# %% ../../nbs/63a_lab.compare.ipynb #ch2
+def chosen(
+    home: Home,
+    names: list[
+        str
+    ],  # ids of runs or experiments, beginnings of them, or folders; the last experiment by default
+) -> tuple[list[Run], dict[str, str]]:  # runs to compare; those left out, and why
+    "The runs that are meant."
+    known = runs(home)
+    parents = {run.parent for run in known if run.parent and _foresaw(run)}
+    if not names:
+        names = [run.id for run in known if run.id in parents and not _foresaw(run)][-1:]
+    if not names:
+        do = "`racing experiment run` makes one; or name runs that `racing runs` lists"
+        raise BadInput("no experiment in this home", got=str(home.root), do=do)
+    meant: dict[str, Run] = {}
+    for run in (find(home, name) for name in names):
+        made = [] if _foresaw(run) else [child for child in known if child.parent == run.id]
+        meant |= {r.id: r for r in made or [run]}
+    out = {run.id: why for run in meant.values() if (why := _unfit(run))}
+    fit = [run for run in meant.values() if run.id not in out]
+    if len(fit) < 2:
+        got = "; ".join([r.id for r in fit] + [f"{run}: {why}" for run, why in out.items()])
+        raise BadInput("nothing to compare", got=got, expected="two finished runs or more")
+    return fit, out
+
+
+def _foresaw(run: Run) -> bool:
+    return (run.folder / "predictions.parquet").is_file()
+
+
+def _unfit(run: Run) -> str:
+    "Why a run cannot be compared; empty where it can."
+    if run.state != "finished":
+        return run.state
+    return "" if _foresaw(run) else "no predictions"
 
 
 # %% ../../nbs/63a_lab.compare.ipynb #cm07

@@ -17,7 +17,7 @@ from ..fields import by_race, field_size
 from ..intervals import Estimate
 from .compare import Common, common, decided, varied
 from .slices import SIZES, Slice, band, ground, slices
-from .tracking import Run
+from .account import Run
 from ..metrics import delta_r2, race_logloss
 from ..records import by_field
 
