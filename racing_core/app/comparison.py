@@ -72,13 +72,10 @@ def board(
         f" race days, corrected for {tests}; the reference is {why}",
         f"so {found.verdict}",
     ]
-    lines += [f"left aside: {n:,} races of {r}" for r, n in _aside(found).items()]
+    aside = ", ".join(f"{r.id} {r.aside:,}" for r in found.rivals if r.aside)
+    lines += [f"races left aside, since another run lacks them: {aside}"] if aside else []
     lines += [f"left out: {run}: {why}" for run, why in found.left_out.items()]
     return "\n".join(lines)
-
-
-def _aside(found: Contrast) -> dict[str, int]:
-    return {r.id: r.aside for r in found.rivals if r.aside}
 
 
 def flattery(

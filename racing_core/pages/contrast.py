@@ -17,7 +17,7 @@ from ..lab.contrast import BELIEVED, Contrast
 from ..lab.looks import Look
 from ..lab.unseen import Fresh
 from .html import figure, render, signed
-from .plots import DOWN, INK, REST, SOFT, UP, WIDE, canvas
+from .plots import DOWN, INK, SOFT, UP, WIDE, canvas
 
 # %% auto #0
 __all__ = [
@@ -78,7 +78,7 @@ def headline(
 
 # %% ../../nbs/91f_pages.contrast.ipynb #pc10
 MOST = 30  # runs in a picture
-_COLOUR = {"better": UP, "worse": DOWN, "within noise": REST}
+_COLOUR = {"better": UP, "worse": DOWN, "within noise": SOFT}
 
 
 def _limits(rows: list[Estimate], room: float) -> tuple[float, float]:
@@ -93,7 +93,7 @@ def _dots(
 ) -> None:
     "A dot on its interval for each row of (estimate, colour, solid, text); labels above where it is narrow."
     for i, (e, colour, solid, text) in enumerate(rows):
-        ax.plot([e.low, e.high], [i, i], color=colour, lw=5, alpha=0.35, solid_capstyle="round")
+        ax.plot([e.low, e.high], [i, i], color=colour, lw=5, alpha=0.3, solid_capstyle="round")
         ax.plot(e.value, i, "o", color=colour, ms=8, mew=1.6, mfc=colour if solid else "white")
         at = dict(textcoords="offset points", va="center", fontsize=8.5, color=SOFT)
         ax.annotate(text, (max(e.high, 0), i), xytext=(8, 0), **at)
@@ -130,7 +130,7 @@ def forest(
         market = [
             (
                 r.over,
-                UP if r.over.low > 0 else DOWN if r.over.high < 0 else REST,
+                UP if r.over.low > 0 else DOWN if r.over.high < 0 else SOFT,
                 True,
                 signed(r.over.value),
             )
@@ -140,6 +140,7 @@ def forest(
     shape = dict(columns=1, rows=len(panels)) if narrow else dict(columns=len(panels))
     each = (0.5 if narrow else 0.36) * len(shown) + 0.8
     with canvas(width, each * (len(panels) if narrow else 1), **shape) as (drawn, axes):
+        drawn.get_layout_engine().set(wspace=0.06, hspace=0.06)  # the outermost ticks do not touch
         for i, (ax, (said, rows)) in enumerate(
             zip(np.atleast_1d(axes), panels.items(), strict=True)
         ):
@@ -173,22 +174,15 @@ def paths(
             ax.plot(days, r.path, **look)
         ax.axhline(0, color=INK, lw=1.2)
         ends = [(0.0, found[found.reference].name, INK)]
-        ends += [
-            (r.path[-1], r.name, SOFT if r.verdict == "within noise" else _COLOUR[r.verdict])
-            for r in others[:named]
-        ]
+        ends += [(r.path[-1], r.name, _COLOUR[r.verdict]) for r in others[:named]]
         low, high = ax.get_ylim()
-        if not narrow:
-            for y, at, name, colour in _apart(ends, 0.06 * (high - low)):
-                place = dict(textcoords="offset points", va="center", annotation_clip=False)
-                ax.annotate(
-                    name,
-                    (days[-1], y),
-                    xytext=(8, 9 * (at - y) / (0.06 * (high - low))),
-                    color=colour,
-                    fontsize=8.5,
-                    **place,
-                )
+        for y, at, name, colour in _apart(ends, 0.06 * (high - low)):
+            place = dict(xytext=(8, 9 * (at - y) / (0.06 * (high - low))), va="center")
+            box = dict(fc="white", ec="none", alpha=0.8, pad=0.5)
+            place = dict(xytext=(-2, 6), ha="right", bbox=box) if narrow else place
+            look = dict(textcoords="offset points", annotation_clip=False, fontsize=8.5)
+            if at == y or not narrow:
+                ax.annotate(name, (days[-1], y), color=colour, **place, **look)
         ax.xaxis.set_major_locator(when := AutoDateLocator(maxticks=5 if narrow else 9))
         ax.xaxis.set_major_formatter(ConciseDateFormatter(when, show_offset=False))
         ax.set_ylabel("nats saved, added up")
@@ -225,11 +219,12 @@ def card(
     with canvas(width, heights, **shape) as (drawn, axes):
         for ax, own in zip(np.atleast_1d(axes), parts, strict=True):
             colours = (
-                UP if s.delta_r2.low > 0 else DOWN if s.delta_r2.high < 0 else REST for s in own
+                UP if s.delta_r2.low > 0 else DOWN if s.delta_r2.high < 0 else SOFT for s in own
             )
             rows = [(s.delta_r2, c, True, "") for s, c in zip(own, colours, strict=True)]
             _dots(ax, rows, [f"{s.part.replace('_', ' ')} ({s.races:,})" for s in own], narrow)
-            ax.set_ylim(most - 0.4, -0.9 if narrow else -0.6)
+            if not narrow:
+                ax.set_ylim(most - 0.4, -0.6)
             ax.set(title=own[0].by, xlim=limits)
             ax.locator_params(axis="x", nbins=3)
     return drawn
