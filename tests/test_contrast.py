@@ -1,7 +1,8 @@
-"""Many runs set against one, from outside: nothing is claimed of equals, and the best is measured again on fresh days only."""
+"""Many runs set against one, from outside: of equals nothing is claimed, and only fresh days confirm."""
 
 import json
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -167,9 +168,9 @@ def test_the_command_tells_all_and_writes_a_page(house, capsys):
     code, told = racing(capsys, "experiment", "compare", "--home", str(house.root))
     assert code == 0 and told["best"] == told["reference"] and len(told["rivals"]) == 4
     assert told["unseen"]["window"]["races"] > 0 and told["confirmation"] is None
-    page = open(told["report"], encoding="utf-8").read()
+    page = Path(told["report"]).read_text(encoding="utf-8")
     assert "foresaw the winners best" in page and page.count("<svg") == 6 and "<script" not in page
-    kept = json.loads((home(house.root).root / told["report"]).with_name("result.json").read_text())
+    kept = json.loads(Path(told["report"]).with_name("result.json").read_text())
     assert kept["contrast"]["rivals"] == told["rivals"]
 
 
