@@ -17,7 +17,7 @@ from racing_core.errors import BadInput
 from racing_core.lab.account import note, open_run, opened
 from racing_core.lab.compare import chosen, common
 from racing_core.lab.contrast import Days, contrast, holm, luck, versus
-from racing_core.lab.looks import look
+from racing_core.lab.looks import look, looks
 from racing_core.lab.unseen import fresh
 from racing_core.odds import implied, softmax
 from racing_core.simulate import simulate
@@ -196,3 +196,45 @@ def test_without_an_experiment_or_a_day_left_it_says_what_to_do(house, tmp_path,
 def test_the_ledger_of_looks_can_be_read(house, capsys):
     code, told = racing(capsys, "looks", "--source", "simulated", "--home", str(house.root))
     assert code == 0 and told["tests"] >= 4 and told["looks"][0]["from"] == str(FROM)
+
+
+RECIPES = """
+[strong]
+about = "a linear model with a strong ridge"
+combine = "average"
+[strong.models.conditional_logit]
+l2 = 3000
+
+[weak]
+about = "the same with hardly any"
+combine = "average"
+[weak.models.conditional_logit]
+l2 = 3
+"""
+
+
+def test_the_best_is_walked_again_where_nobody_had_looked(house, tmp_path, capsys):
+    (own := tmp_path / "own.toml").write_text(RECIPES, encoding="utf-8")
+    starts, until = Store(house, "simulated").starts(), date(2018, 7, 20)
+    asked = dict(test_from=str(FROM), test_to=str(until), as_of="close", recipes=str(own))
+    pair = {
+        name: foresee(house, starts, share, 5, until, recipe=name, **asked)
+        for name, share in (("weak", WISE), ("strong", PLAIN))
+    }
+    before = len(looks(house, "simulated"))
+    argv = ["experiment", "compare", *(r.id for r in pair.values()), "--confirm"]
+    code, told = racing(capsys, *argv, "--home", str(house.root))
+    then, window = told["confirmation"], told["unseen"]["window"]
+    assert code == 0 and told["best"] == pair["weak"].id
+    assert str(until) < window["first"] <= then["first"] and then["last"] <= window["last"]
+    own = {r["id"]: open_run(house.runs.glob(f"*{r['id']}").__next__()) for r in then["rivals"]}
+    assert {r.settings["recipe"]: r.tags["confirms"] for r in own.values()} == {
+        name: run.id for name, run in pair.items()
+    }
+    assert own[then["reference"]].settings["recipe"] == "strong" and then["named"]
+    entered = looks(house, "simulated")[before:]
+    assert len(entered) == 2 and all(e.first >= window["first"] for e in entered)
+    page = Path(told["report"]).read_text(encoding="utf-8")
+    assert "Measured again, where nobody had looked" in page
+    code, told = racing(capsys, *argv, "--no-page", "--home", str(house.root))
+    assert code == 2 and "has been looked at, 2 times" in told["unseen"]["said"]
