@@ -46,7 +46,8 @@ def _sentence(found: Contrast) -> str:
     if noise == 0:
         return "It is better than every other beyond noise."
     if noise == rest:
-        return "None of the others can be told from it: these runs show no difference."
+        who = "None of the others can" if rest > 1 else "The other cannot"
+        return f"{who} be told from it: these runs show no difference."
     others = f"{noise} of the other {rest}" if noise > 1 else f"one of the other {rest}"
     return (
         f"But {others} cannot be told from it; the truly best is among these with 95% confidence."
@@ -82,10 +83,9 @@ _COLOUR = {"better": UP, "worse": DOWN, "within noise": SOFT}
 
 
 def _limits(rows: list[Estimate], room: float) -> tuple[float, float]:
-    ends = [x for e in rows for x in (e.low, e.high)] + [0.0]
+    ends = [x for e in rows for x in (e.low, e.high)] + [-0.0005, 0.0005]  # nobody cares for less
     low, high = min(ends), max(ends)
-    size = (high - low) or 1e-4
-    return low - 0.08 * size, high + room * size
+    return low - 0.08 * (high - low), high + room * (high - low)
 
 
 def _dots(
