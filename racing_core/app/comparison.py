@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .experiments import group
 from .options import AsJson, HomeOption, examples
 from .runs import RunId
 from .terminal import Bar, near
 from ..config import Home, shipped
+from ..errors import BadInput
 
 if TYPE_CHECKING:
     from racing_core.lab.account import Run
@@ -23,13 +25,10 @@ if TYPE_CHECKING:
     from racing_core.lab.unseen import Stretch
 
 commands = typer.Typer()
-group = typer.Typer(no_args_is_help=True, help="Run a notebook many times and compare the runs.")
-commands.add_typer(group, name="experiment", rich_help_panel="Research")
 
 # %% auto #0
 __all__ = [
     "commands",
-    "group",
     "Stage",
     "board",
     "flattery",
@@ -98,7 +97,10 @@ def recipe_of(
     "What has to be given to walk like this run again."
     from papermill import inspect_notebook
 
-    file = next(iter(sorted(shipped("reports").glob(f"*_{run.kind}.ipynb"))))
+    if not (files := sorted(shipped("reports").glob(f"[0-9]*_{run.kind}.ipynb"))):
+        expected = "a run of a notebook in reports"
+        raise BadInput("this run cannot be walked again", got=run.kind, expected=expected)
+    file = files[0]
     known = set(inspect_notebook(str(file))) - set(_OWN)
     asked = {k: v for k, v in run.settings.items() if k in known and v not in (None, "")}
     return file.stem, asked

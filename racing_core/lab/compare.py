@@ -63,6 +63,8 @@ def chosen(
         meant |= {r.id: r for r in made or [run]}
     out = {run.id: why for run in meant.values() if (why := _unfit(run))}
     fit = [run for run in meant.values() if run.id not in out]
+    jobs = {run.tags.get("job") for run in fit} - {None}  # another attempt has finished it
+    out = {run: why for run, why in out.items() if meant[run].tags.get("job") not in jobs}
     if len(fit) < 2:
         got = "; ".join([r.id for r in fit] + [f"{run}: {why}" for run, why in out.items()])
         raise BadInput("nothing to compare", got=got, expected="two finished runs or more")
@@ -76,7 +78,7 @@ def _foresaw(run: Run) -> bool:
 def _unfit(run: Run) -> str:
     "Why a run cannot be compared; empty where it can."
     if run.state != "finished":
-        return run.state
+        return run.tags.get("outcome", run.state)
     return "" if _foresaw(run) else "no predictions"
 
 
