@@ -128,7 +128,8 @@ def _days_needed(
 ) -> int | None:
     "The first day on which the half width is below a distance; None: not within `most` days."
     days = np.unique(np.geomspace(2, most, 4000).astype(int))
-    enough = deviation * _reach(days, alpha, TIGHTEST) < distance
+    with np.errstate(invalid="ignore"):  # no spread at all, and nothing to be said yet
+        enough = deviation * _reach(days, alpha, TIGHTEST) < distance
     return int(days[enough.argmax()]) if enough.any() else None
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "tripwires",
     "calibration",
     "not_worse",
+    "tuned",
 ]
 
 # %% ../../nbs/73_release.gates.ipynb #gat06
@@ -187,17 +188,36 @@ def not_worse(
     champion: str | None,  # version of who holds the title now
     margin: float,
     needed: int | None = None,  # races, where none is there: an estimate
+    alone: bool = False,  # is there no champion that could answer instead?
 ) -> Gate:
     "It loses no more R² than the margin."
-    rival, known = bool(champion), champion or None
-    limit = f"{'above' if rival else 'not shown to be below'} {-margin:g} of R² against {against}"
-    told = dict(champion=known, against=against, basis=basis, margin=margin, needed=needed)
+    limit = f"{'not shown to be below' if alone else 'above'} {-margin:g} of R² against {against}"
+    told = dict(champion=champion, against=against, basis=basis, margin=margin, needed=needed)
     if found is None:
         more = f"about {needed:,} races are needed" if needed else "unseen races are needed"
         said = f"no evidence against {against}: {more}"
         return Gate("not worse", False, limit=limit, said=said, evidence=told)
-    passed = found.verdict in (BETTER, NOT_WORSE) if rival else found.verdict != WORSE
+    passed = found.verdict != WORSE if alone else found.verdict in (BETTER, NOT_WORSE)
     told |= dict(standing=to_json(found))
     said = f"{found.sentence}, against {against} on {basis}"
     figures = found.value, found.low, found.high
     return Gate("not worse", passed, *figures, limit=limit, said=said, evidence=told)
+
+
+def tuned(
+    found: dict | None,  # ΔR² over the market in the tuning window: value, low, high
+    basis: str,  # on which races, in words
+    champion: str | None,
+    margin: float,
+    **more: Any,  # what `not_worse` takes besides
+) -> Gate:
+    "The gate of a first bundle that has seen every race there is: its own tuning window."
+    limit = f"not shown to be below {-margin:g} of R² against the market"
+    told = dict(champion=champion, against="the market", basis=basis, margin=margin)
+    if not found:
+        said = f"no prices to hold it against, and nobody else to answer; {basis}"
+        return Gate("not worse", True, limit=limit, said=said, evidence=told)
+    figures = found["value"], found["low"], found["high"]
+    span = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*figures).replace("-", "−")
+    said = f"{span} against the market on {basis}"
+    return Gate("not worse", figures[2] >= -margin, *figures, limit, said, told)
