@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from ..config import Home
-from ..errors import RacingError, Tampered
+from ..errors import RacingError
 from ..records import by_field
 from .bundle import manifest_of
 from .registry import ALIASES, aliases, evidence_file, fingerprint

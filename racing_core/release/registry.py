@@ -16,6 +16,8 @@ __all__ = [
     "promote",
     "rollback",
     "mend",
+    "mirror_titles",
+    "follow",
 ]
 
 # %% ../../nbs/72_release.registry.ipynb #cell002
@@ -23,7 +25,9 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,8 +35,10 @@ from typing import Any
 
 from ..config import Home, locked, replacing, valid_name, write_whole
 from ..errors import BadInput, RacingError, Tampered
+from ..lab.teller import away, client_of
+from ..lab.tracking import mirrored, runs
 from ..records import by_field
-from .bundle import manifest_bytes, manifest_of
+from .bundle import manifest_alone, manifest_bytes, manifest_of
 
 # %% ../../nbs/72_release.registry.ipynb #cell005
 ALIASES = ("challenger", "champion")
@@ -324,3 +330,73 @@ def mend(
             os.replace(file, aside)
             return f"titles: moved to {aside}; `racing promote BUNDLE --to champion` again"
     return None
+
+
+# %% ../../nbs/72_release.registry.ipynb #mirrorco
+def _known(home: Home, log: Sequence[dict]) -> dict[str, dict]:
+    "Manifests of the bundles that ever had a title, by version, where they are still there."
+    found = {}
+    for version in dict.fromkeys(entry["version"] for entry in log):
+        with suppress(RacingError):
+            found[version] = manifest_alone(home.bundles / version)
+    return found
+
+
+def _trained(home: Home, run: str | None) -> tuple[str | None, str | None]:
+    "MLflow's id of the run that trained a bundle, and the address of its files."
+    known = [r for r in runs(home) if r.id == run and r.experiment] if run else []
+    return (mirrored(home, known[0]) if known else None) or (None, None)
+
+
+def _versions(client: Any, home: Home, name: str, manifests: dict[str, dict]) -> dict[str, str]:
+    "A registered model's versions, those that are missing made: ours to MLflow's."
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description=f"win probabilities of {name}")
+    listed = client.search_model_versions(f"name = '{name}'")
+    there = {v.tags.get("racing.version"): v.version for v in listed}
+    for version, manifest in manifests.items():
+        if version in there:
+            continue
+        run, where = _trained(home, manifest["made"].get("run"))
+        where = where or (home.bundles / version).as_uri()
+        told = {"version": version, "model": manifest["name"], "as_of": manifest["as_of"]}
+        tags = {f"racing.{k}": str(v) for k, v in (told | manifest["made"]).items()}
+        made = dict(run_id=run, tags=tags, await_creation_for=0)
+        there[version] = client.create_model_version(name, where, **made).version
+    return there
+
+
+def mirror_titles(
+    home: Home,
+) -> list[str]:  # what had to be changed
+    "Make MLflow's registered models and aliases what the ledger says."
+    state = aliases(home)
+    manifests, client = _known(home, state["log"]), client_of(home)
+    changes = []
+    with locked(home.runs / "registered"):
+        for name in sorted({m["source"] for m in manifests.values()}):
+            own = {v: m for v, m in manifests.items() if m["source"] == name}
+            there = _versions(client, home, name, own)
+            now = client.get_registered_model(name).aliases
+            for title in ALIASES:
+                wanted, held = there.get(state[title]), now.get(title)
+                if wanted and str(wanted) != str(held):
+                    client.set_registered_model_alias(name, title, wanted)
+                    changes.append(f"{title} of {name} is {state[title]}")
+                elif held and not wanted:
+                    client.delete_registered_model_alias(name, title)
+                    changes.append(f"{name} has no {title}")
+    return changes
+
+
+def follow(home: Home) -> None:
+    "Have MLflow follow the ledger; a store that is away costs nobody a title."
+    try:
+        if (why := away(home)) is None:
+            mirror_titles(home)
+            return
+        said = why
+    except Exception as e:  # whatever a tracking store may raise
+        said = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+    what = f"the title is given, but MLflow does not show it ({said})"
+    warnings.warn(f"{what}; the next promotion tells it", stacklevel=2)
