@@ -20,6 +20,7 @@ from racing_core.app import (
     betting,
     collections,
     features,
+    frozen,
     house,
     promotion,
     research,
@@ -32,8 +33,8 @@ from ..errors import BadInput, Leak, Tampered, as_error
 
 # %% ../../nbs/99_app.main.ipynb #cell005
 _CODES = (
-    "Exit codes: 0 done, 1 a fault of ours, of the machine (doctor) or of a source (fetch), 2 bad"
-    " usage or input, 3 leak or tripwire, 4 damaged or tampered files."
+    "Exit codes: 0 done, 1 a fault of ours, of the machine (doctor) or of a source (fetch), or a job"
+    " that made nothing or less than it should, 2 bad usage or input, 3 leak or tripwire, 4 damaged or tampered files."
 )
 _EXAMPLES = examples(
     "racing run",
@@ -47,7 +48,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (results, collections, features, research, runs, promotion, answers, betting, house):
+for group in (
+    results,
+    collections,
+    features,
+    research,
+    runs,
+    promotion,
+    answers,
+    betting,
+    frozen,
+    house,
+):
     app.add_typer(group.commands)
 
 
