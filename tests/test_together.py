@@ -10,7 +10,7 @@ import pytest
 
 from racing_core.config import home, write_whole
 from racing_core.errors import BadInput, Tampered
-from racing_core.lab.tracking import begin, look
+from racing_core.lab.tracking import begin, look, looks
 from racing_core.release.bundle import Manifest, Origin, sealed
 
 PROCESSES = 6
@@ -92,3 +92,17 @@ def test_a_run_has_a_name_that_stays_in_the_home(tmp_path):
         with pytest.raises(BadInput, match="not a name of a run"):
             begin(place, "backtest", source, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tuning_is_in_the_ledger_and_is_no_look(tmp_path):
+    place, now = home(tmp_path, env={}), datetime.now(UTC)
+    window = (date(2023, 1, 1), date(2023, 12, 31), now)
+    assert look(place, "hkjc", *window, purpose="tuning", run="3f2a") == 0
+    assert look(place, "hkjc", *window) == 1 and look(place, "netkeiba", *window) == 1
+    assert look(place, "hkjc", *window, "tuning") == 1
+    assert [(e.purpose, e.run) for e in looks(place, "hkjc")] == [
+        ("tuning", "3f2a"),
+        ("test", None),
+        ("tuning", None),
+    ]
+    assert len(looks(place)) == 4

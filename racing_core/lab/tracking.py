@@ -5,166 +5,52 @@
 # %% ../../nbs/60_lab.tracking.ipynb #cell002
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, date, datetime
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from ..config import Home, locked, valid_name, write_whole
-from ..errors import BadInput, Tampered
-from ..features.matrix import identities
+from ..config import Home, locked
+from .account import Run, beat, find, lost, note, open_run, opened, runs
+from .looks import look, looks
 from ..metrics import METRICS
-from ..records import by_field
+
+_all_ = ["Run", "find", "look", "looks", "lost", "note", "open_run", "runs"]
 
 # %% auto #0
 __all__ = [
-    "PACKAGES",
+    "BEAT_S",
     "ANSWER",
     "QUIET",
     "TRAINING",
-    "look",
-    "Run",
-    "commit_of",
-    "open_run",
     "begin",
-    "note",
     "end",
+    "add",
     "tracked",
     "record",
     "headline",
     "mirror",
-    "runs",
-    "find",
     "serve",
+    "Run",
+    "find",
+    "look",
+    "looks",
+    "lost",
+    "note",
+    "open_run",
+    "runs",
 ]
 
 
-# %% ../../nbs/60_lab.tracking.ipynb #cell005
-def look(
-    home: Home,
-    source: str,
-    test_from: date,  # first day of the test window
-    test_to: date,  # last day
-    now: datetime,  # when
-) -> int:  # looks so far at races of this window, this one included
-    "Enter a look in the ledger and count those it overlaps."
-    first, last, file = test_from.isoformat(), test_to.isoformat(), home.runs / "looks.json"
-    entry = {"at": now.isoformat(timespec="seconds"), "source": source, "from": first, "to": last}
-    with locked(file):
-        looks = [*_looks(file), entry]
-        write_whole(file, json.dumps(looks, indent=1))
-    same = (e for e in looks if e["source"] == source)
-    return sum(e["from"] <= last and e["to"] >= first for e in same)
-
-
-def _looks(file: Path) -> list[dict[str, str]]:
-    "The ledger so far; `Tampered` where it cannot be counted."
-    try:
-        looks = json.loads(file.read_bytes()) if file.is_file() else []
-        if all(isinstance(e[k], str) for e in looks for k in ("source", "from", "to")):
-            return looks
-        got = "an entry without source and days"
-    except (ValueError, KeyError, TypeError) as e:
-        got = type(e).__name__
-    do = "restore it, or move it away: what was looked at is then forgotten"
-    raise Tampered("the ledger of looks is damaged", got=got, where=str(file), do=do)
-
-
-# %% ../../nbs/60_lab.tracking.ipynb #cell009
-PACKAGES = ("racing-core", "numpy", "polars", "scipy", "scikit-learn", "lightgbm")
-
-
-@dataclass(frozen=True)
-class Run:
-    "An account of one run."
-
-    id: str
-    kind: str  # backtest, contest, train
-    source: str  # whose races
-    started: str  # ISO time
-    settings: dict[str, Any]  # what was asked for
-    folder: Path  # where its files are; not part of the account, so that a home can be moved
-    state: str = "running"  # or finished, failed
-    ended: str | None = None
-    commit: str | None = None  # of the code; None: not under version control
-    dirty: bool = False  # did the code differ from that commit?
-    data: str = ""  # fingerprint of the stored data
-    looks: int | None = None  # at this test window so far
-    features: dict[str, str] = field(default_factory=dict)  # name to the identity of its code
-    versions: dict[str, str] = field(default_factory=dict)  # of libraries
-    figures: dict[str, dict] = field(default_factory=dict)  # name to value, low, high
-
-    @property
-    def settings_hash(self) -> str:
-        "Identifies what was asked for."
-        return _hash(self.settings)
-
-    @property
-    def features_hash(self) -> str:
-        "Identifies the features and their code."
-        return _hash(self.features)
-
-    def to_json(self) -> dict:
-        "The account, for a file or a program."
-        told = {k: v for k, v in by_field(self).items() if k != "folder"}
-        return told | dict(settings_hash=self.settings_hash, features_hash=self.features_hash)
-
-
-def _hash(facts: dict) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def commit_of(
-    folder: Path,  # of the code
-) -> tuple[
-    str | None, bool
-]:  # commit, or None without version control; does the code differ from it?
-    "What version control says of a folder."
-    told = []
-    for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None, False
-        if done.returncode:
-            return None, False
-        told.append(done.stdout.strip())
-    return told[0], bool(told[1])
-
-
 # %% ../../nbs/60_lab.tracking.ipynb #cell011
-def _write(run: Run) -> Run:
-    text = json.dumps(run.to_json(), indent=1, ensure_ascii=False, default=str)
-    write_whole(run.folder / "run.json", text)
-    return run
-
-
-def open_run(
-    folder: Path | str,
-) -> Run | None:  # None where no run is accounted for
-    "The run of a folder."
-    file = Path(folder) / "run.json"
-    if not file.is_file():
-        return None
-    told = json.loads(file.read_text(encoding="utf-8"))
-    known = {f.name for f in fields(Run)}
-    return Run(folder=Path(folder), **{k: v for k, v in told.items() if k in known})
-
-
 def begin(
     home: Home,
     kind: str,  # backtest, contest, train
@@ -174,40 +60,14 @@ def begin(
     window: str = "",  # of the test, for the folder's name
     out: Path | None = None,  # exactly this folder; one in the home by default
     data: str = "",  # fingerprint of the stored data
+    name: str = "",  # what varied, for people
+    parent: str | None = None,  # id of the run that it belongs to
+    tags: dict[str, str] | None = None,
+    about: str = "",  # a sentence for people
 ) -> Run:
     "Begin a run: its folder, and its account without figures."
-    run_id = uuid4().hex[:8]
-    named = "-".join(part for part in (kind, source, window, run_id) if part)
-    place = Path(out) if out else home.runs / valid_name(named, "name of a run")
-    commit, dirty = commit_of(Path(__file__).parent if "__file__" in globals() else Path.cwd())
-    plain = {
-        k: v if isinstance(v, int | float | bool | None) else str(v) for k, v in settings.items()
-    }
-    return _write(
-        Run(
-            id=run_id,
-            kind=kind,
-            source=source,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            settings=plain,
-            folder=place,
-            commit=commit,
-            dirty=dirty,
-            data=data,
-            features=identities(),
-            versions={p: version(p) for p in PACKAGES},
-        )
-    )
-
-
-def note(
-    folder: Path | str,  # of the run
-    **facts: Any,  # figures, looks, data: fields of the run
-) -> Run:
-    "Add to the account of a run that goes on."
-    if (run := open_run(folder)) is None:
-        raise BadInput("no run there", got=str(folder), expected="a folder with run.json")
-    return _write(replace(run, **facts))
+    more = dict(data=data, name=name, parent=parent, tags=dict(tags or {}), about=about)
+    return opened(home, kind, source, settings, window=window, out=out, **more)
 
 
 def end(
@@ -216,7 +76,7 @@ def end(
     state: str = "finished",  # or failed
 ) -> Run:
     "Close the account, with what was noted meanwhile, and mirror it in MLflow."
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     run = note(run.folder, state=state, ended=now)
     try:
         mirror(home, run)
@@ -229,19 +89,52 @@ def end(
     return run
 
 
+def add(
+    home: Home,
+    run: str | Path,  # id or folder
+    figures: dict[str, dict] | None = None,  # name to value, low, high
+    tags: dict[str, str] | None = None,
+) -> Run:
+    "Add figures and tags to the account of a run, one that has ended too."
+    known = find(home, str(run))
+    more = dict(figures=known.figures | (figures or {}), tags=known.tags | (tags or {}))
+    return note(known.folder, **more)
+
+
 # %% ../../nbs/60_lab.tracking.ipynb #cell012
+BEAT_S = 20.0  # seconds between two signs of life
+
+
+@contextmanager
+def _beating(folder: Path) -> Iterator[None]:
+    "Signs of life from a thread of its own, as long as the work goes on."
+    done = threading.Event()
+
+    def give() -> None:
+        while not done.wait(BEAT_S):
+            with suppress(OSError):
+                beat(folder)
+
+    threading.Thread(target=give, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 @contextmanager
 def tracked(
     home: Home,
     kind: str,
     source: str,
     settings: dict[str, Any],
-    **more: Any,  # window, out, data: as `begin` takes them
+    **more: Any,  # window, out, data, name, parent, tags, about: as `begin` takes them
 ) -> Iterator[Run]:
     "A run round some work; work that raises leaves a failed run."
     run = begin(home, kind, source, settings, **more)
     try:
-        yield run
+        with _beating(run.folder):
+            yield run
     except BaseException:
         end(home, run, "failed")
         raise
@@ -254,13 +147,14 @@ def record(
     kind: str,
     source: str,
     settings: dict[str, Any],
-    **facts: Any,  # figures, looks, data
+    **facts: Any,  # figures, looks, data, name, tags: fields of the run
 ) -> str:  # the run's id
     "What a report has found: noted in the run that it belongs to, or in one of its own."
     run = open_run(folder)
-    if run and run.state == "running":
+    if run and run.state == "running" and not lost(run, datetime.now(UTC)):
         return note(folder, **facts).id
-    run = begin(home, kind, source, settings, out=Path(folder))
+    told = {k: facts.pop(k) for k in ("data", "name", "parent", "tags", "about") if k in facts}
+    run = begin(home, kind, source, settings, out=Path(folder), **told)
     note(run.folder, **facts)
     return end(home, run).id
 
@@ -373,29 +267,6 @@ def _files(home: Home, client: Any, run: Run, mlflow_id: str) -> None:
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
-def runs(
-    home: Home,
-) -> list[Run]:  # oldest first
-    "Every run of a home."
-    found = (open_run(file.parent) for file in home.runs.glob("**/run.json"))
-    return sorted((r for r in found if r), key=lambda r: (r.started, r.id))
-
-
-def find(
-    home: Home,
-    run: str,  # an id, the beginning of one, or a folder
-) -> Run:
-    "One run."
-    if found := open_run(run):
-        return found
-    alike = [r for r in runs(home) if r.id.startswith(run) or r.folder.name == run]
-    if len(alike) == 1:
-        return alike[0]
-    what = "several runs of this name" if alike else "no such run"
-    expected = ", ".join(r.id for r in alike) or "an id that `racing runs` lists"
-    raise BadInput(what, got=run, expected=expected)
-
-
 def serve(
     home: Home,
     port: int = 5000,
