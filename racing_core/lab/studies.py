@@ -45,7 +45,9 @@ __all__ = [
     "work",
     "trials_of",
     "importances",
+    "studies",
     "found_by",
+    "recipe_at",
 ]
 
 # %% ../../nbs/66c_lab.studies.ipynb #studies005
@@ -198,7 +200,7 @@ def open_study(
     kept = study.user_attrs.get("key")
     if kept is None:
         study.set_user_attr("key", order.key)
-        about = dict(source=order.source, recipe=order.recipe, table=order.table)
+        about = {k: getattr(order, k) for k in ("source", "recipe", "table", "objective", "until")}
         study.set_user_attr("about", about | dict(share=order.space.share))
     elif differs := [
         f"{k} {kept.get(k)}, not {v}" for k, v in order.key.items() if kept.get(k) != v
@@ -207,6 +209,8 @@ def open_study(
         raise BadInput(
             "this study hangs on something else", got="; ".join(differs), where=order.study, do=do
         )
+    if study.user_attrs.get("trials") != order.space.study.trials:
+        study.set_user_attr("trials", order.space.study.trials)
     return study
 
 
@@ -488,31 +492,66 @@ def importances(
         return {}
 
 
+# %% ../../nbs/66c_lab.studies.ipynb #studies018
+def studies(
+    storage: str,  # from `storage_of`
+) -> list[str]:  # names
+    "The searches there are."
+    import optuna
+
+    if "://" not in storage and not Path(storage).is_file():
+        return []
+    names = optuna.get_all_study_names(open_storage(storage))
+    return sorted({name.removesuffix(SCREEN) for name in names})
+
+
+def _load(storage: str, name: str) -> tuple[Any | None, Any | None]:
+    "The two studies of a search, as far as they were begun."
+    import optuna
+
+    if name not in (there := studies(storage)):
+        expected = f"one of {', '.join(there)}" if there else "a study that `racing tune` began"
+        raise BadInput("no such study", got=name, expected=expected)
+    place = open_storage(storage)
+    begun = optuna.get_all_study_names(place)
+    both = (name + SCREEN, name)
+    return tuple(
+        optuna.load_study(study_name=n, storage=place) if n in begun else None for n in both
+    )
+
+
 def found_by(
-    order: Order,
-    stopped: str = "",
+    storage: str,  # from `storage_of`
+    name: str,  # of the study
+    stopped: str = "",  # why it did, where that is known
 ) -> Tuned:
     "What a search has found so far; `BadInput` where nothing was measured."
-    screen, study = (
-        open_study(order, s) if s is False or order.space.study.screen else None
-        for s in (True, False)
-    )
-    untuned = study.user_attrs.get("untuned") or (screen and screen.user_attrs.get("untuned"))
-    if not untuned:
-        raise BadInput("nothing was measured yet", got=order.study, do="give it more hours")
-    score = _score(untuned)
+    screen, study = _load(storage, name)
+    attrs = (study or screen).user_attrs
+    if "untuned" not in attrs and screen:
+        attrs = screen.user_attrs
+    if "untuned" not in attrs:
+        raise BadInput("nothing was measured yet", got=name, do="`racing tune` goes on with it")
+    about, score = attrs["about"], _score(attrs["untuned"])
     return Tuned(
-        study=order.study,
-        source=order.source,
-        recipe=order.recipe,
-        objective=order.objective,
+        study=name,
+        **{k: about[k] for k in ("source", "recipe", "objective", "until")},
         stages=tuple(score.answers),
-        until=order.until,
         races=sum(score.races),
-        trials=order.space.study.trials,
+        trials=attrs["trials"],
         untuned=score,
         screened=trials_of(screen) if screen else [],
-        tried=trials_of(study),
-        importance=importances(study),
+        tried=trials_of(study) if study else [],
+        importance=importances(study) if study else {},
         stopped=stopped,
     )
+
+
+def recipe_at(
+    storage: str,  # from `storage_of`
+    name: str,  # of the study
+    tried: Tried,
+) -> dict[str, Any]:  # its table
+    "The recipe of a trial."
+    about = next(s for s in _load(storage, name)[::-1] if s).user_attrs["about"]
+    return built(about["table"], tried.settings, about["share"])

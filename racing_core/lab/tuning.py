@@ -23,7 +23,7 @@ from ..folds import Races, walk_forward, warm
 from ..market import likelihood_weights, market_utility, power_of
 from ..memo import remembered_arrays
 from ..metrics import ece, race_logloss, race_ndcg
-from ..models.base import Model, Outcomes
+from ..models.base import Model, Outcomes, code_of
 from ..odds import centred, softmax
 from ..oof import Fit, Folds, fit_once, fold_digest
 from ..recipes import Recipe
@@ -36,13 +36,13 @@ __all__ = [
     "Tell",
     "development",
     "handed",
-    "code_of_tuning",
     "stages_of",
     "Piece",
     "Score",
     "Bench",
     "pieces",
     "measured",
+    "code_of_tuning",
 ]
 
 
@@ -76,11 +76,6 @@ def handed(
     X = Matrix(kept["values"], tuple(map(str, kept["columns"])), kept["race"])
     days = kept["days"].astype("datetime64[D]")
     return Races(X, Outcomes(kept["win"], kept["position"]), kept["odds"], days, str(kept["as_of"]))
-
-
-def code_of_tuning() -> str:  # 16 hexadecimal digits
-    "Identifies the code that a trial's figures hang on, features included."
-    return identity.of(Bench, identities())
 
 
 # %% ../../nbs/66a_lab.tuning.ipynb #tuning008
@@ -309,3 +304,13 @@ def measured(
         heard(len(found), found)
         cost = sum(f.card_ms for f in fits), sum(f.size for f in fits) / 1e6
     return Score.of(found, *cost)
+
+
+# %% ../../nbs/66a_lab.tuning.ipynb #tuning015
+def code_of_tuning(
+    recipe: Recipe,
+) -> str:  # 16 hexadecimal digits
+    "Identifies the code that a trial's figures hang on: walk, features, models and combiner."
+    models = [*recipe.fundamental.values(), *recipe.residual.values()]
+    learners = [code_of(type(m)) for m in models]
+    return identity.of(Bench, measured, OBJECTIVES, identities(), learners, type(recipe.combine))
