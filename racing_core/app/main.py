@@ -25,6 +25,7 @@ from racing_core.app import (
     research,
     results,
     runs,
+    tuning,
 )
 from .options import HomeOption, examples
 from .terminal import Shared, say
@@ -47,7 +48,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (results, collections, features, research, runs, promotion, answers, betting, house):
+_GROUPS = (
+    results,
+    collections,
+    features,
+    research,
+    tuning,
+    runs,
+    promotion,
+    answers,
+    betting,
+    house,
+)
+for group in _GROUPS:
     app.add_typer(group.commands)
 
 

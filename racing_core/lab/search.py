@@ -221,6 +221,7 @@ def tune(
     wish: Wish,
     heard: Heard = lambda phase, done, of, best: None,
     tell: Callable[[str, float], None] = lambda step, done: None,
+    write: Callable[[Tuned, tracking.Run], None] = lambda found, run: None,  # a report, say
 ) -> tuple[Tuned, tracking.Run]:
     "A search from a wish, as a run that is kept; an earlier one of this name is gone on with."
     tell("features", 0.0)
@@ -236,6 +237,7 @@ def tune(
         tracking.look(home, wish.source, first, last, now, purpose="tuning", run=run.id)
         found = search(home, order, run.folder, wish.workers, heard, tell)
         tracking.note(run.folder, figures=figures(found))
+        write(found, run)
     for tried in found.front[:CHILDREN]:
         _child(home, order, tried, run)
     return found, run
