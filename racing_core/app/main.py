@@ -28,6 +28,7 @@ from racing_core.app import (
     research,
     results,
     runs,
+    tuning,
 )
 from .options import HomeOption, examples
 from .terminal import Shared, say
@@ -57,6 +58,7 @@ for group in (
     research,
     experiments,
     comparison,
+    tuning,
     runs,
     promotion,
     answers,
