@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import Home, locked
 from .spool import Event, Refused
@@ -72,7 +73,8 @@ def away(
             with closing(sqlite3.connect(file, timeout=PATIENCE_S)) as db:
                 db.execute("begin immediate")
     except Exception as e:  # whatever a driver may raise
-        lines = str(e).strip().splitlines()
+        secret = urlsplit(uri).password or ""
+        lines = str(e).replace(secret, "…" if secret else "").strip().splitlines()
         return f"{type(e).__name__}: {lines[0][:200]}" if lines else type(e).__name__
     return None
 
