@@ -116,7 +116,7 @@ def test_the_page_holds_what_a_reader_wants(page):
     assert [what for what in WANTED if what not in text] == []
     order = [text.index(f'<td class="text">{name}<small>') for name in ORDER]
     assert order == sorted(order)
-    assert text.count("<svg") == 7, "five pictures, two of them also for a narrow page"
+    assert text.count("<svg") == 9, "six pictures, three of them also for a narrow page"
 
 
 def test_the_page_shows_no_code_and_fetches_nothing(page):
