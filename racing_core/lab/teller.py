@@ -16,12 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import Home, locked
+from .database import QUIET, refusal
 from .spool import Event, Refused
 
 # %% auto #0
 __all__ = [
     "PATIENCE_S",
-    "QUIET",
     "BRIEF",
     "TRAINING",
     "LINKED",
@@ -36,7 +36,6 @@ __all__ = [
 
 # %% ../../nbs/60_lab.teller.ipynb #mi5
 PATIENCE_S = 3  # for an answer of the store
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
 BRIEF = {  # a request is made once: what is repeated blindly may be done twice
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -177,8 +176,11 @@ class _Teller:
         if (found := seek(self.client, experiment, event.run)) is None:
             self.client.create_run(experiment, event.at, tags, facts["name"][:250])
             found = seek(self.client, experiment, event.run)
-        self._batch(found.info.run_id, event.at, params=facts["params"])
-        return found.info.run_id
+        run = found.info.run_id
+        self._batch(run, event.at, params=facts["params"], metrics=facts.get("metrics", ()))
+        if facts.get("status"):
+            self._end(run, event.at, facts["status"])
+        return run
 
     def _parent(self, experiment: str, event: Event) -> str | None:
         "The run above: one of ours, or that of a family, which is made when it is first needed."
@@ -188,10 +190,8 @@ class _Teller:
         if not family:
             return None
         name, about = family["name"], family["about"]
-        facts = dict(name=name, tags={"mlflow.note.content": about}, params={})
-        above = self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
-        self._end(above, event.at, "FINISHED")
-        return above
+        facts = dict(name=name, tags={"mlflow.note.content": about}, params={}, status="FINISHED")
+        return self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
 
     def _batch(self, run: str, at: int, params=(), metrics=(), tags=(), **_: Any) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -259,7 +259,7 @@ def teller(
 
     def give(event: Event) -> None:
         if not state:
-            if why := away(home):
+            if why := refusal(home) or away(home):
                 raise ConnectionError(why)
             state.append(_Teller(home))
         try:
