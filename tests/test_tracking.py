@@ -401,3 +401,35 @@ def test_the_page_opens_on_the_runs(place):
     number = teller.experiment_of(place, teller.client_of(place), tracking.EXPERIMENT)
     wanted = f"http://127.0.0.1:5001/#/experiments/{number}/runs?workflowType=machine_learning"
     assert tracking.page(place, 5001) == wanted
+
+
+def test_a_run_outside_the_home_is_kept_as_it_ended(place, tmp_path):
+    out = tmp_path / "elsewhere"
+    with held(place), tracking.tracked(place, "backtest", "demo", {}, out=out) as run:
+        (out / "page.html").write_text("of this run")
+    events = [(f, f.read_bytes()) for f in spool.waiting(place)]
+    (out / "page.html").write_text("of the next run")
+    for _ in range(2):
+        assert not tracking.deliver(place).refused
+        for file, told in events:
+            file.write_bytes(told)
+    assert not tracking.deliver(place).refused
+    mlflow_id, _ = tracking.mirrored(place, run)
+    kept = place.runs / ".mlflow" / mlflow_id / "artifacts"
+    assert (kept / "page.html").read_text() == "of this run"
+    tracking.add(place, out, figures=dict(latency_p50_ms=dict(value=3.0)))
+    assert json.loads((kept / "run.json").read_text())["figures"]
+    assert not list((spool.place(place) / "files").iterdir())
+
+
+def test_what_people_do_in_mlflow_costs_nothing(place):
+    with held(place):
+        run = logged(place, seed=1)
+    client = teller.client_of(place)
+    number = teller.experiment_of(place, client, run.experiment)
+    begun = int(1000 * datetime.fromisoformat(run.started).timestamp())
+    for _ in range(2):  # as two requests leave it whose answers were lost on their way
+        client.create_run(number, begun, {"racing.run": run.id}, "seed=1")
+    client.delete_experiment(number)
+    assert tracking.deliver(place) == spool.Delivery(done=5)
+    whole(place, run)
