@@ -176,10 +176,11 @@ def freeze(
 
 
 # %% ../../nbs/97c_app.frozen.ipynb #frozen-score
-def _with_interval(e: dict | list | None, form: str) -> str:
+def _with_interval(e: dict | None, form: str) -> str:
+    "An estimate as JSON, in words."
     if e is None:
         return "–"
-    value, low, high = e
+    value, low, high = (e[k] for k in ("value", "low", "high"))
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
