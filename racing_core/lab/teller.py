@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import Home, locked
+from .database import QUIET, refusal
 from .spool import Event, Refused
 
 # %% auto #0
 __all__ = [
     "PATIENCE_S",
-    "QUIET",
     "BRIEF",
     "TRAINING",
     "LINKED",
@@ -35,7 +36,6 @@ __all__ = [
 
 # %% ../../nbs/60_lab.teller.ipynb #mi5
 PATIENCE_S = 3  # for an answer of the store
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
 BRIEF = {  # a request is made once: what is repeated blindly may be done twice
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -72,7 +72,8 @@ def away(
             with closing(sqlite3.connect(file, timeout=PATIENCE_S)) as db:
                 db.execute("begin immediate")
     except Exception as e:  # whatever a driver may raise
-        lines = str(e).strip().splitlines()
+        secret = urlsplit(uri).password or ""
+        lines = str(e).replace(secret, "…" if secret else "").strip().splitlines()
         return f"{type(e).__name__}: {lines[0][:200]}" if lines else type(e).__name__
     return None
 
@@ -175,8 +176,11 @@ class _Teller:
         if (found := seek(self.client, experiment, event.run)) is None:
             self.client.create_run(experiment, event.at, tags, facts["name"][:250])
             found = seek(self.client, experiment, event.run)
-        self._batch(found.info.run_id, event.at, params=facts["params"])
-        return found.info.run_id
+        run = found.info.run_id
+        self._batch(run, event.at, params=facts["params"], metrics=facts.get("metrics", ()))
+        if facts.get("status"):
+            self._end(run, event.at, facts["status"])
+        return run
 
     def _parent(self, experiment: str, event: Event) -> str | None:
         "The run above: one of ours, or that of a family, which is made when it is first needed."
@@ -186,10 +190,8 @@ class _Teller:
         if not family:
             return None
         name, about = family["name"], family["about"]
-        facts = dict(name=name, tags={"mlflow.note.content": about}, params={})
-        above = self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
-        self._end(above, event.at, "FINISHED")
-        return above
+        facts = dict(name=name, tags={"mlflow.note.content": about}, params={}, status="FINISHED")
+        return self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
 
     def _batch(self, run: str, at: int, params=(), metrics=(), tags=(), **_: Any) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -212,29 +214,34 @@ class _Teller:
 
     def _files(self, run: str, at: int, folder: str, only=None, **_: Any) -> None:
         folder = self.home.root / folder
+        copied = ".spool" in folder.parts  # which is removed once it was taken
         if not folder.is_dir():
+            if copied:
+                return
             raise Refused(f"its files are gone from {folder}")
         uri = self.client.get_run(run).info.artifact_uri
         if uri.startswith(LINKED) and not _served(self.home):
-            return _link(self.home, run, folder)
-        for name in only or []:
-            self.client.log_artifact(run, str(folder / name))
-        if not only:
+            _link(self.home, run, folder, only or [])
+        elif only:
+            for name in only:
+                self.client.log_artifact(run, str(folder / name))
+        else:
             self.client.log_artifacts(run, str(folder))
-        if ".spool" in folder.parts:
-            shutil.rmtree(folder)
+        if copied:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, run: str, at: int, status: str, **_: Any) -> None:
         self.client.set_terminated(run, status, at)
 
 
-def _link(home: Home, run: str, folder: Path) -> None:
+def _link(home: Home, run: str, folder: Path, only: list[str]) -> None:
     "A run's folder where the server looks for its files; a copy that the spool made is moved there."
     place = home.runs / ".mlflow" / run / "artifacts"
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
-        return
-    if ".spool" in folder.parts:
+        for name in only if place.resolve() != folder.resolve() else []:
+            shutil.copy2(folder / name, place / name)
+    elif ".spool" in folder.parts:
         os.rename(folder, place)
     else:
         place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
@@ -257,7 +264,7 @@ def teller(
 
     def give(event: Event) -> None:
         if not state:
-            if why := away(home):
+            if why := refusal(home) or away(home):
                 raise ConnectionError(why)
             state.append(_Teller(home))
         try:
