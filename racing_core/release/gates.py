@@ -142,7 +142,8 @@ def parity(
 ) -> Gate:
     "A card is answered as the stored race is: the same features, to the bit."
     passed, limit = cards > 0 and not complaints, "no card that differs"
-    said = "; ".join([*complaints][:5]) or f"{cards} cards alike" if cards else "no card was built"
+    fine = f"{cards} cards alike" if cards else "no card was built"
+    said = "; ".join([*complaints][:5]) or fine
     figure = float(len(complaints))
     return Gate("parity", passed, figure, limit=limit, said=said, evidence=evidence)
 

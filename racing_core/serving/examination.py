@@ -25,24 +25,36 @@ from ..market import weight_of
 from ..metrics import delta_r2, ece, summary
 from ..odds import has_market, implied, overround
 from ..pipeline import ANSWERS
-from ..records import by_field
+from ..records import by_field, to_json
 from ..release import gates
 from ..release.battery import Battery, battery
 from ..release.bundle import Bundle, read
 from ..release.gates import Budget
 from ..release.registry import Gate, aliases, blocking, locate
+from .parity import parity
 from .predictor import Predictor
 from .unseen import Answered, Evidence, answered, enough, gain, walked, yardstick
 from ..tripwires import LIMITS, Wire, tripwires
 
 # %% auto #0
-__all__ = ["CARDS", "SEARCHED", "MOST", "Told", "TUNED", "wires_of", "Examination", "examine"]
+__all__ = [
+    "CARDS",
+    "DAYS",
+    "SEARCHED",
+    "MOST",
+    "Told",
+    "TUNED",
+    "wires_of",
+    "Examination",
+    "examine",
+]
 
 # %% ../../nbs/84_serving.examination.ipynb #exa06
 CARDS = 40  # that are timed
+DAYS = 3  # race days whose cards are built both ways
 SEARCHED = 600  # races that are searched for leaks
 MOST = 1000  # unseen races that are answered
-Told = Callable[[str, float], None]  # step, share done
+Told = Callable[[str, float | None], None]  # step, share done
 
 
 def _latest(starts: pl.DataFrame, races: int) -> pl.DataFrame:
@@ -256,6 +268,23 @@ def _searched(bundle: Bundle, starts: pl.DataFrame) -> Battery:
         )
 
 
+def _alike(home: Home, bundle: Bundle, told: Told) -> Gate:
+    "Cards of the last days beside what training made of them."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = parity(
+                home,
+                bundle.manifest["source"],
+                bundle,
+                DAYS,
+                lambda step, done: told("parity", done),
+            )
+    except RacingError as e:
+        return gates.parity(0, [e.message], {})
+    return gates.parity(found.cards, found.complaints, to_json(found))
+
+
 def examine(
     home: Home,
     folder: Path,  # of a bundle
@@ -281,7 +310,8 @@ def examine(
     asked = _asked(home, bundle, rival, starts, progress)
     progress("leaks", 0.9)
     leaks = _searched(bundle, starts)
-    found += [gates.latency(asked.timed.took, budget), gates.leaks(leaks)]
+    found += [_alike(home, bundle, progress), gates.latency(asked.timed.took, budget)]
+    found.append(gates.leaks(leaks))
     found += [_believable(bundle, asked, leaks), _calibrated(bundle, asked)]
     found.append(_compared(bundle, rival, asked, budget.margin))
     return Examination(version, to, at, tuple(found))
