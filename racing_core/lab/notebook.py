@@ -162,7 +162,8 @@ def _run(
             return KernelSpec(**get_kernel_dict(["--HistoryManager.enabled=False"]))
 
     nb, deadline = load_notebook_node(str(notebook)), time.monotonic() + timeout
-    nb.metadata.setdefault("kernelspec", dict(name="python3", language="python"))
+    here = dict(name="python3", language="python", display_name="Python 3")
+    nb.metadata.setdefault("kernelspec", here)
     nb = parameterize_notebook(nb, parameters) if parameters else nb
     bar = _Bar(nb, progress, log)
     papermill.execute_notebook(
