@@ -23,10 +23,11 @@ from racing_core.data.ingest import ingest_world
 from racing_core.data.store import Store
 from racing_core.errors import BadInput, RacingError
 from racing_core.lab import cluster as rooms
+from racing_core.lab import grid
 from racing_core.lab.cluster import Cluster
 from racing_core.lab.depot import Depot
 from racing_core.lab.kernels import Limits
-from racing_core.lab.plan import Job
+from racing_core.lab.plan import Job, ask
 from racing_core.simulate import simulate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,12 @@ BODY = """
 import sys, time
 from pathlib import Path
 from helper import doubled
-if once and not Path(once).exists():  # the first time, or as long as nobody makes that file
+if once and x == 1 and not list(Path(once).iterdir()):
     print("… waiting (50%)", file=sys.stderr, flush=True)
     time.sleep(600)
+if x == 2 and Path(out, "run.json").exists():
+    from racing_core.lab.tracking import note
+    note(out, figures=dict(doubled=dict(value=doubled(x))))
 Path(out, "result.json").write_text(str(doubled(x)))
 Path(out, "home").write_text(str(home))
 """
@@ -153,13 +157,12 @@ def dask(homes, tmp_path_factory, s3_store):
 
 @pytest.fixture
 def job(homes, tmp_path):
-    "Makes jobs of the notebook; their folders have a file already."
+    "Makes jobs of the notebook; x=1 waits for ever."
+    (tmp_path / "never").mkdir()
 
     def make(number: int, **parameters) -> Job:
         folder = tmp_path / "runs" / f"{number:03}-x={number}"
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text(f'{{"number": {number}}}')
-        given = {"x": number} | parameters
+        given = {"x": number, "once": str(tmp_path / "never")} | parameters
         return Job(f"{number:016x}", f"x={number}", homes / "toy.ipynb", given, folder, homes / "a")
 
     return make
@@ -181,43 +184,56 @@ class Teller:
                 self.act(id, self.where[id])
 
 
-def test_six_notebooks_on_two_workers_of_which_one_is_killed(dask, job, s3, tmp_path):
+@pytest.fixture
+def experiment(homes, tmp_path):
+    "Plans an experiment; x=1 waits until there is something in `once`."
+    (once := tmp_path / "once").mkdir()
+
+    def plan(values: list[int], resume: bool = False) -> grid.Experiment:
+        asked = ask(homes / "toy.ipynb", {"once": str(once)}, {"x": values})
+        return grid.begin(home(homes / "a", env={}), asked, resume)
+
+    return plan
+
+
+def test_six_notebooks_on_two_workers_of_which_one_is_killed(dask, experiment, s3, tmp_path):
     dask.worker("--no-nanny")
     dask.worker("--nanny")
-    once = tmp_path / "once"
-    jobs = [job(k, once=str(once) if k == 1 else "") for k in range(6)]
-    killed = []
+    x, killed = experiment([0, 1, 2, 3, 4, 5]), []
 
     def kill(id: str, where: str) -> None:
-        once.touch()
+        (tmp_path / "once" / "done").touch()
         killed.append(dask.kill(where))
 
     tell, depot = Teller(kill), Depot(s3 + "/labs")
-    outcomes = list(Cluster(dask.address, depot).outcomes(jobs, LIMITS, tell))
-    assert sorted(o.id for o in outcomes) == [j.id for j in jobs]  # each once
+    outcomes = list(grid.run(x, Cluster(dask.address, depot), LIMITS, tell))
+    assert sorted(o.id for o in outcomes) == sorted(j.id for j in x.jobs)  # each once
     assert [o.state for o in outcomes] == ["finished"] * 6, outcomes
     assert len(killed) == 1
-    assert [id for id, step in tell.said if step.startswith("again")] == [jobs[1].id]
+    assert [id for id, step in tell.said if step.startswith("again")] == [x.jobs[1].id]
     assert len(tell.workers) >= 2  # both have worked
-    for k, one in enumerate(jobs):
-        assert (one.folder / "result.json").read_text() == str(2 * k)
-        assert json.loads((one.folder / "run.json").read_text()) == {"number": k}
-        executed = json.loads((one.folder / "toy.ipynb").read_text())
+    accounts = grid.attempts(x.folder)
+    assert [(r.name, r.state) for r in accounts] == [(f"x={k}", "finished") for k in range(6)]
+    assert accounts[2].figures["doubled"]["value"] == 4  # noted on a worker
+    for k, run in enumerate(accounts):
+        assert (run.folder / "result.json").read_text() == str(2 * k)
+        executed = json.loads((run.folder / "toy.ipynb").read_text())
         assert executed["cells"][-1]["execution_count"], "the executed notebook has come home"
-    assert depot.names() == [j.id for j in jobs]
+    assert depot.names() == sorted(j.id for j in x.jobs)
+    assert not experiment([0, 1, 2, 3, 4, 5], resume=True).todo
 
 
 def test_what_a_job_brings_upon_itself_costs_no_other_one(dask, job, homes, tmp_path):
     "Killed with each worker that has it; refused because of other races; and one that is well."
     dask.at_least(1)
     data = Store(home(homes / "a", env={}), "simulated").fingerprint
-    poison = job(0, once=str(tmp_path / "never"))
-    jobs = [poison, replace(job(1), data="0123456789ab"), replace(job(2, home="/away"), data=data)]
+    poison, stranger = job(1), replace(job(0), data="0123456789ab")
+    jobs = [poison, stranger, replace(job(4, home="/away"), data=data)]
     tell, depot = Teller(lambda id, where: dask.kill(where)), Depot(str(tmp_path / "shared"))
     outcomes = {o.id: o for o in Cluster(dask.address, depot).outcomes(jobs, LIMITS, tell)}
     assert [outcomes[j.id].state for j in jobs] == ["killed", "failed", "finished"]
     assert outcomes[poison.id].complaint == "2 workers died while they ran it"
-    said = outcomes[jobs[1].id].complaint
+    said = outcomes[stranger.id].complaint
     assert "this worker has other races" in said and f"simulated {data}" in said, said
     assert "set RACING_HOME" in said
     assert depot.names() == [jobs[2].id]
@@ -226,8 +242,7 @@ def test_what_a_job_brings_upon_itself_costs_no_other_one(dask, job, homes, tmp_
 
 def test_who_stops_waiting_ends_the_notebooks(dask, job, tmp_path):
     dask.at_least(1)
-    waits = job(0, once=str(tmp_path / "never"))
-    kernel = []
+    waits, kernel = job(1), []
 
     class Enough(Exception):
         pass
@@ -279,6 +294,7 @@ def test_a_worker_that_does_not_see_the_shared_place_gets_nothing(dask, job, s3)
 
 def test_a_shared_place_that_comes_back_gets_what_was_done(job, tmp_path):
     one, place = job(0), tmp_path / "shared"
+    one.folder.mkdir(parents=True)
     place.write_text("no folder yet")
 
     def mended():
@@ -294,7 +310,7 @@ def test_a_shared_place_that_comes_back_gets_what_was_done(job, tmp_path):
 
 
 def test_a_cluster_that_is_away_is_said_to_be(dask, job, tmp_path):
-    depot, waits = Depot(str(tmp_path / "d")), job(0, once=str(tmp_path / "never"))
+    depot, waits = Depot(str(tmp_path / "d")), job(1)
 
     def asked(address: str, act=lambda id, where: None) -> str:
         with pytest.raises(RacingError) as e:
@@ -302,17 +318,27 @@ def test_a_cluster_that_is_away_is_said_to_be(dask, job, tmp_path):
         return str(e.value)
 
     assert "no Dask scheduler answers" in asked(f"tcp://127.0.0.1:{free_port()}")
-    assert "not the address of a Dask scheduler" in asked("127.0.0.1:8786")
+    for address in ("127.0.0.1:8786", "http://127.0.0.1:8786", f"tcp://me:{SECRET}@host:8786"):
+        said = asked(address)
+        assert "not the address of a Dask scheduler" in said and SECRET not in said
     dask.no_workers()
     assert f"dask worker {dask.address}" in asked(dask.address)
     dask.worker("--no-nanny")
     said = asked(dask.address, lambda id, where: dask.no_workers())
     assert "all workers have gone" in said and "--resume" in said
-    last = dask.worker("--no-nanny")
-    said = asked(dask.address, lambda id, where: dask.stop(dask.scheduler))
-    assert "the Dask scheduler has gone away" in said and "--resume" in said
-    last.wait(60)  # a worker without a scheduler ends, and takes its notebook along
-    psutil.wait_procs(
-        left := [p for p in psutil.process_iter(["environ"]) if _is_kernel(p, waits.id)], 60
-    )
+
+
+def test_a_scheduler_that_goes_away_leaves_a_plan_to_go_on_with(dask, experiment, tmp_path):
+    worker, x = dask.worker("--no-nanny"), experiment([1, 0])
+    tell = Teller(lambda id, where: dask.stop(dask.scheduler))
+    cluster = Cluster(dask.address, Depot(str(tmp_path / "d")))
+    with pytest.raises(RacingError, match="the Dask scheduler has gone away.*--resume"):
+        list(grid.run(x, cluster, LIMITS, tell))
+    assert list(x.states.values()) == ["interrupted", "waiting"]
+    worker.wait(60)  # without a scheduler it ends, and takes its notebook along
+    left = [p for p in psutil.process_iter(["environ"]) if _is_kernel(p, x.jobs[0].id)]
+    psutil.wait_procs(left, 60)
     assert not [p for p in left if p.is_running()]
+    (tmp_path / "once" / "done").touch()
+    outcomes = grid.run(experiment([1, 0], resume=True), grid.Local(1), LIMITS)
+    assert [o.state for o in outcomes] == ["finished", "finished"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,11 +28,12 @@ from .. import config
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError, as_error
 from .depot import Depot
+from .grid import Tell
 from .kernels import Host, Limits, Outcome
 from .plan import Job, known_parameters
 
 # %% auto #0
-__all__ = ["Tell", "Cluster"]
+__all__ = ["Cluster"]
 
 
 # %% ../../nbs/64c_lab.cluster.ipynb #cluster05
@@ -211,9 +213,6 @@ def _client(address: str, patience: float) -> Iterator[Any]:
     "A connection to a scheduler; what it has of ours in hand is given up at the end."
     from distributed import Client
 
-    if not address.startswith(("tcp://", "tls://")):
-        expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
-        raise BadInput("not the address of a Dask scheduler", got=address, expected=expected, do=do)
     try:
         with warnings.catch_warnings(action="ignore"):  # of versions: refused below, by name
             client = Client(address, timeout=patience, set_as_default=False, name="racing")
@@ -354,9 +353,6 @@ def _away(address: str) -> RacingError:
 
 
 # %% ../../nbs/64c_lab.cluster.ipynb #cluster17
-Tell = Callable[[str, str, float], None]  # job's id, step, share done
-
-
 @dataclass(frozen=True)
 class Cluster:
     "Runs jobs on a Dask cluster, as `Local` of `lab.grid` does on this machine."
@@ -364,6 +360,12 @@ class Cluster:
     address: str  # of the scheduler: tcp://host:8786 or tls://host:8786
     depot: Depot  # that all machines reach
     patience: float = 30.0  # seconds that the scheduler, or the last worker, may be away
+
+    def __post_init__(self):
+        if not re.fullmatch(r"(tcp|tls)://[^/@\s]+:\d+", self.address):
+            expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
+            what, host = "not the address of a Dask scheduler", self.address.rpartition("@")[2]
+            raise BadInput(what, got=host, expected=expected, do=do)
 
     def outcomes(
         self,
