@@ -218,9 +218,8 @@ def _client(address: str, patience: float) -> Iterator[Any]:
             client = Client(address, timeout=patience, set_as_default=False, name="racing")
     except (OSError, ValueError) as e:
         do = "start it with `dask scheduler`; its first lines say the address"
-        raise RacingError(
-            "no Dask scheduler answers", got=address, where=str(e)[:200], do=do
-        ) from e
+        got = f"{address}: {e}"[:200]
+        raise RacingError("no Dask scheduler answers", got=got, do=do) from e
     try:
         yield client
     finally:
