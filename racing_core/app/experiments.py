@@ -7,6 +7,8 @@ __all__ = [
     "commands",
     "group",
     "ROWS",
+    "Scheduler",
+    "Place",
     "Option",
     "Board",
     "drawn",
@@ -191,6 +193,16 @@ def summary(
 
 
 # %% ../../nbs/96d_app.experiments.ipynb #ae10b
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Of a Dask scheduler: run on its workers, not here."),
+]
+Place = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="That all machines reach: a folder, or s3://bucket/prefix."),
+]
+
+
 def executor_of(
     workers: int,  # kernels at a time, on this machine
     scheduler: str | None = None,  # address of a Dask scheduler
@@ -274,16 +286,8 @@ def run_experiment(
         int, Option(min=1, help="Runs of every point; with seeds 0, 1, 2 … if there is a `seed`.")
     ] = 1,
     workers: Annotated[int, Option(min=1, help="Kernels at a time on this machine.")] = 2,
-    scheduler: Annotated[
-        str | None,
-        Option(metavar="ADDRESS", help="Of a Dask scheduler: run on its workers, not here."),
-    ] = None,
-    depot: Annotated[
-        str | None,
-        Option(
-            metavar="URL", help="Place that all machines reach: a folder, or s3://bucket/prefix."
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
+    depot: Place = None,
     resume: Annotated[
         bool, Option("--resume", help="Go on with the last experiment that was asked the same.")
     ] = False,
@@ -314,8 +318,7 @@ def run_experiment(
     asked = ask_typed(notebook_of(notebook), given or [], grid or [], repeat)
     x = room.begin(ctx.obj.home, asked, resume)
     limits, before = Limits(memory, hang, total), len(x.jobs) - len(x.todo)
-    hands = 0 if scheduler else workers
-    stopped = _go(x, executor, hands, limits=limits, fail_fast=fail_fast)
+    stopped = _go(x, executor, 0 if scheduler else workers, limits=limits, fail_fast=fail_fast)
     found = account(x, before)
     ctx.obj.answer(found, "" if ctx.obj.json else summary(found))
     if stopped or found["finished"] < found["expected"]:
