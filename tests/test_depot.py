@@ -141,12 +141,11 @@ def test_a_url_is_a_place_or_refused(url):
 
 
 @pytest.mark.parametrize(
-    "url",
-    [f"s3://key:{SECRET}@bucket/x", f"s3://bucket/x?secret_key={SECRET}", "s3://b/../x", "x://y"],
+    "url", ["s3://key:SECRET@bucket/x", "s3://bucket/x?secret_key=SECRET", "s3://b/../x", "x://y"]
 )
 def test_keys_and_tricks_in_a_url_are_refused(url):
     with pytest.raises(BadInput, match="not a shared place") as e:
-        Depot(url)
+        Depot(url.replace("SECRET", SECRET))
     assert SECRET not in str(e.value)
 
 
