@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ def _silent(step: str) -> None: ...
 
 
 def answered(
-    stages: dict[str, np.ndarray],  # what `Pipeline.predict` returned
+    stages: Collection[str],  # names, or what `Pipeline.predict` returned
 ) -> str:
     "The name of the best informed stage there is."
     return next(name for name in ANSWERS if name in stages)

@@ -19,7 +19,17 @@ from .models.zoo import check_packages, checked, tables, untrained, zoo
 from .stacking import TwoStage  # noqa: F401  (registers its kind)
 
 # %% ../nbs/47a_recipes.ipynb #cell005
-KEYS = ("about", "models", "zoo", "combine", "combiner", "folds", "residual", "refit")
+KEYS = (
+    "about",
+    "family",
+    "models",
+    "zoo",
+    "combine",
+    "combiner",
+    "folds",
+    "residual",
+    "refit",
+)
 
 
 def recipes(
@@ -55,6 +65,7 @@ class Recipe:
     "The untrained parts of a pipeline."
 
     name: str
+    family: str  # what runs of it stand under; its name by default
     fundamental: dict[str, Model]  # name to a model that sees no price
     residual: dict[str, Model]  # name to a model that starts from the price
     combine: Combiner
@@ -77,8 +88,13 @@ def read_recipe(
         raise BadInput(
             "not yes or no", got=refit, expected="true or false", where=f"refit in {where}"
         )
+    family = own.get("family", name)
+    if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,80}", family):
+        expected = "a word of letters, digits, dots and dashes"
+        raise BadInput("not a family", got=family, expected=expected, where=where)
     found = Recipe(
         name,
+        family,
         _fundamental(own, place, where),
         _residual(own.get("residual", []), f"residual in {where}"),
         _combiner(own, where),

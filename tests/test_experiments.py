@@ -300,7 +300,7 @@ def test_killed_outright_it_leaves_no_process_and_goes_on(long_runs, tmp_path):
     assert code == 2 and "another process" in answer["what"] and both_work(place)
     first.kill()
     first.communicate()
-    until(lambda: not started_by_runs(place), 10)
+    until(lambda: not started_by_runs(place))
     (tmp_path / "quick").touch()
     code, answer, _ = told(racing(*arguments, "--resume"))
     assert code == 0 and (answer["expected"], answer["finished"], answer["before"]) == (2, 2, 0)
@@ -313,7 +313,7 @@ def test_ctrl_c_ends_all_in_order_and_it_goes_on(long_runs, tmp_path):
     first = racing(*arguments)
     until(lambda: both_work(place))
     first.send_signal(signal.SIGINT)
-    code, answer, _ = told(first, 20)
+    code, answer, _ = told(first)
     assert code == 130 and not started_by_runs(place)
     assert answer["states"] == {"interrupted": 2} and answer["finished"] == 0
     for run in answer["runs"]:

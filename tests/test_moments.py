@@ -20,7 +20,8 @@ from racing_core.features.matrix import History, build, compute, names
 from racing_core.folds import Races
 from racing_core.lab import tracking
 from racing_core.lab.ablation import quick
-from racing_core.lab.backtest import backtest, bankroll, figures
+from racing_core.lab.backtest import backtest, figures
+from racing_core.lab.bankroll import bankroll
 from racing_core.lab.walk import walk
 from racing_core.market import power_of
 from racing_core.metrics import delta_r2

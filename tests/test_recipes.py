@@ -3,12 +3,14 @@
 import io
 import json
 from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
-from racing_core.app import mainjob
+from racing_core.app import boards, mainjob
 from racing_core.app.main import main
 from racing_core.combiners import Weighted
 from racing_core.config import home as home_of
@@ -16,14 +18,17 @@ from racing_core.data.store import Store
 from racing_core.errors import BadInput
 from racing_core.features.matrix import build
 from racing_core.folds import Races
+from racing_core.lab import backtest as lab
+from racing_core.lab.ablation import quick
 from racing_core.metrics import mcfadden_r2
 from racing_core.models.base import params
 from racing_core.models.linear import ConditionalLogit
 from racing_core.models.trees import LambdaRank
 from racing_core.models.zoo import zoo
 from racing_core.odds import centred, softmax
+from racing_core.pages import report as pages
 from racing_core.pipeline import Pipeline, load_pipeline, recipe, save_pipeline
-from racing_core.recipes import recipes
+from racing_core.recipes import read_recipe, recipes
 from racing_core.release import bundle
 from racing_core.simulate import simulate
 from racing_core.stacking import TwoStage
@@ -65,6 +70,10 @@ combiner = {trees = 10}
 zoo = "small.toml"
 models = ["lightgbm_lambdarank", "logistic_regression", "tabnet"]
 combine = "average"
+[light]
+zoo = "small.toml"
+models = ["lightgbm_lambdarank", "logistic_regression"]
+combine = "average"
 """
 ANSWERS = {"best": "combined", "stack": "blend", "zoo-average": "blend"}
 
@@ -94,8 +103,12 @@ def house(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def races() -> Races:
-    starts = simulate(races=600, seed=8, inefficiency=0.05).starts()
+def starts() -> pl.DataFrame:
+    return simulate(races=600, seed=8, inefficiency=0.05).starts()
+
+
+@pytest.fixture(scope="module")
+def races(starts) -> Races:
     return Races.of(starts, build(starts))
 
 
@@ -194,3 +207,68 @@ def test_the_recipes_that_come_with_the_package_are_as_specified():
         "conditional_logit",
         "lightgbm_softmax",
     ]
+
+
+def test_what_is_scored_of_any_recipe_is_the_stage_that_answers(house, small):
+    "Bankroll, slices, targets, wires and the report speak of the blend where nothing corrects."
+    asked = ("--test-from", "2018-08-20", "--recipe", "light", "--recipes", small)
+    found = ask("backtest", "--source", "simulated", *asked, home=house)
+    run = ask("runs", "show", found["run"], home=house)
+    assert run["settings"]["recipe"] == "light" and "blend.top1" in run["figures"]
+    assert found["answer"] == "blend" and "combined" not in found["boards"]
+    told = {t["name"]: t["model"] for t in found["targets"]}
+    assert told["top1"] == found["boards"]["blend"]["top1"]["value"]
+    assert found["share_of_attainable"].keys() == {"price", "market", "fundamental", "blend"}
+    assert found["over"]["market"]["value"] == pytest.approx(
+        found["boards"]["blend"]["r2"]["value"] - found["boards"]["market"]["r2"]["value"]
+    )
+    page = Path(found["report"]).read_text(encoding="utf-8")
+    assert "market and models, mixed" in page and "blend, ECE" in page
+    for name in ("calibration.png", "ranks.png"):
+        assert (Path(found["folder"]) / name).read_bytes()[1:4] == b"PNG"
+    ranks, top = found["ranks"], found["importance"]["fundamental"]
+    whole = np.sum(ranks["counts"]) + sum(ranks["unplaced"])
+    assert whole == pytest.approx(found["starters"], abs=1) and 0 < len(top) <= 10
+
+
+def test_a_stack_is_walked_and_its_answer_is_the_blend(starts, races, small):
+    last = starts["date"].max()
+    frame = build(starts)
+    walked = lab.backtest(
+        starts, last - timedelta(60), make=lambda: recipe("stack", small), frame=frame
+    )
+    found, p = lab.figures(walked, 1), walked.predictions
+    assert found.answer == walked.answer == "blend" and "stage_2b" in found.boards
+    assert found.delta_r2 == found.over[found.yardstick] != (0, 0, 0)
+    alike = {k: found.boards[k]["r2"].value for k in ("blend", "fundamental")}
+    assert alike["blend"] > alike["fundamental"] and found.bankroll.days == p["date"].n_unique()
+
+
+def test_without_any_price_the_models_alone_answer_and_knowing_nothing_is_the_yardstick(starts):
+    none = pl.lit(None, pl.Float64)
+    bare = starts.with_columns(odds=none, final_odds=none)
+    walked = lab.backtest(bare, starts["date"].max() - timedelta(60), make=quick)
+    found = lab.figures(walked, 1)
+    assert (found.answer, found.yardstick, list(found.over)) == (
+        "fundamental",
+        "uniform",
+        ["uniform"],
+    )
+    assert found.delta_r2 == found.boards["fundamental"]["r2"] and found.left_out == {
+        "no winner": 0,
+        "not fully priced": 0,
+    }
+    assert not found.priced and found.slices is None and found.bankroll.bets == 0
+    assert "no price is known" in pages.headline(found, "bare")
+    assert "over market" not in pages.comparison(found)
+    assert "Not a single bet" in pages.money(found) and pages.window(found)
+    read = json.loads(json.dumps(found.to_json())) | dict(report="r.html")
+    assert "ΔR² of fundamental over uniform" in boards.scoreboard(read)
+
+
+def test_a_recipe_says_what_its_runs_stand_under(small):
+    named = {name: read_recipe(name).family for name in recipes()}
+    assert named == dict(best="best_v1", stack="stacked_meta_v1") | {
+        "zoo-average": "baseline_simple_avg"
+    }
+    assert read_recipe("stack", small).family == "stack", "its own name, where none is given"

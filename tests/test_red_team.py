@@ -18,7 +18,8 @@ from racing_core.folds import Window, split
 from racing_core.intervals import Estimate
 from racing_core.lab import tracking, walk
 from racing_core.lab.ablation import quick
-from racing_core.lab.backtest import Finding, backtest, bankroll, figures
+from racing_core.lab.backtest import Finding, backtest, figures
+from racing_core.lab.bankroll import bankroll
 from racing_core.lab.targets import success
 from racing_core.odds import has_market, implied, overround
 from racing_core.pages import report as reports

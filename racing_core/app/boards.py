@@ -44,12 +44,12 @@ UNPRICED = (
 )
 
 
-def _over(name: str, gain: dict, yardstick: str) -> str:
-    "A gain over one of the yardsticks, and which of them is the headline."
+def _over(answer: str, name: str, gain: dict, yardstick: str) -> str:
+    "The answer's gain over one of the yardsticks, and which of them is the headline."
     from racing_core.vocabulary import title
 
-    best = " (the harder to beat on earlier days)" if name == yardstick else ""
-    return f"ΔR² of combined over {title(name)}: {_interval(gain)}{best}"
+    best = " (the harder to beat on earlier days)" if name == yardstick != "uniform" else ""
+    return f"ΔR² of {title(answer)} over {title(name)}: {_interval(gain)}{best}"
 
 
 def _corrections(r: dict) -> list[str]:
@@ -81,7 +81,7 @@ def scoreboard(
             f" {r['test_to']}, as of {SAID[r['as_of']]}; look {r['test_looks']} at this window",
             f"{'':<22}{_heads(metrics)}",
             *(f"{title(name):<22}{_figures(b, metrics)}" for name, b in r["boards"].items()),
-            *(_over(name, e, r["yardstick"]) for name, e in r["over"].items()),
+            *(_over(r["answer"], name, e, r["yardstick"]) for name, e in r["over"].items()),
             *_corrections(r),
             UNPRICED,
             *_last(r),

@@ -338,10 +338,9 @@ def _backtest(job: Job, key: dict) -> dict:
 
     r, before = job.once("backtest", key, lambda a: Path(a["report"]).is_file(), work)
     gain = "ΔR² {value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**r["delta_r2"])
-    model, market, both = (
-        r["boards"][name]["r2"]["value"] for name in ("fundamental", "market", "combined")
-    )
-    fit = f"R² model {model:.3f}, market {market:.3f}, both {both:.3f}"
+    said = dict(model="fundamental", market="market", both=r["answer"])
+    told = {k: r["boards"][v]["r2"]["value"] for k, v in said.items() if v in r["boards"]}
+    fit = "R² " + ", ".join(f"{k} {v:.3f}" for k, v in told.items())
     job.tell(
         "backtest", _line(f"{r['races']:,} test races from {r['test_from']}", fit, gain, before)
     )

@@ -14,6 +14,8 @@ __all__ = [
     "ReportFolder",
     "Mind",
     "Anonymise",
+    "Recipe",
+    "Recipes",
     "Port",
     "Host",
     "day",
@@ -23,7 +25,9 @@ __all__ = [
 ]
 
 # %% ../../nbs/95_app.options.ipynb #cell002
+import tomllib
 from datetime import date
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +117,22 @@ Anonymise = Annotated[
         "--anonymise/--named",
         help="Hide names and dates from the language model; RACING_LLM_ANONYMISE by default.",
     ),
+]
+
+
+def _recipes() -> str:
+    "The recipes that come with the package; read as text, since `--help` waits for no model."
+    text = (package_files("racing_core") / "recipes.toml").read_text(encoding="utf-8")
+    said = tomllib.loads(text).items()
+    return "; ".join(f"{name}: {recipe['about']}" for name, recipe in said)
+
+
+Recipe = Annotated[
+    str, typer.Option(metavar="NAME", help=f"What is trained. {_recipes()}; or one of --recipes.")
+]
+Recipes = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A file of recipes of one's own, like recipes.toml."),
 ]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is reached from outside.")]

@@ -17,6 +17,8 @@ from racing_core.app.options import (
     AsOf,
     HomeOption,
     Mind,
+    Recipe,
+    Recipes,
     ReportFolder,
     SourceOption,
     TestFrom,
@@ -35,6 +37,7 @@ commands = typer.Typer()
     epilog=examples(
         "racing backtest --source simulated --test-from 2021-04-05",
         "racing backtest --source simulated --test-from 2021-04-05 --as-of morning",
+        "racing backtest --source simulated --test-from 2021-04-05 --recipe zoo-average",
         "racing backtest --source hkjc --test-from 2023-01-01 --json",
     ),
 )
@@ -60,6 +63,8 @@ def backtest(
             " without.",
         ),
     ] = False,
+    recipe: Recipe = "best",
+    recipes: Recipes = None,
     scores: Mind = "fallback",
     anonymise: Anonymise = None,
     home: HomeOption = None,
@@ -68,7 +73,8 @@ def backtest(
     "Walk forward through a test window, compare with the market, and write the report."
     from racing_core.app import mainjob
 
-    more: dict[str, Any] = dict(families=families, scores=scores, as_of=as_of)
+    more: dict[str, Any] = dict(families=families, scores=scores, as_of=as_of, recipe=recipe)
+    more |= dict(recipes=str(recipes.resolve()) if recipes else "")
     more |= {} if anonymise is None else dict(anonymise=anonymise)
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"backtest {source}") as bar:

@@ -21,7 +21,7 @@ from ..fields import uniform
 from ..intervals import Estimate
 from ..metrics import delta_r2
 from ..models.linear import ConditionalLogit
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, answered
 
 # %% auto #0
 __all__ = ["BASE", "ALL", "sets", "columns", "quick", "Added", "Ablation", "ablate"]
@@ -61,8 +61,8 @@ def _foreseen(
     for step in steps:
         fitted = make().fit(races, step.train, step.tune, early=step.early)
         parts.append(fitted.predict(races.X.rows(step.test), races.odds[step.test]))
-    names = ("fundamental", "market", "combined")
-    return {name: np.concatenate([p[name] for p in parts]) for name in names}
+    names = dict(fundamental="fundamental", market="market", answer=answered(parts[0]))
+    return {k: np.concatenate([p[name] for p in parts]) for k, name in names.items()}
 
 
 # %% ../../nbs/62a_lab.ablation.ipynb #cell010
@@ -75,7 +75,7 @@ class Added:
     races: int
     r2: Estimate  # of fundamental
     change: Estimate  # of that, against all families
-    gain: Estimate  # ΔR² of combined over market
+    gain: Estimate  # ΔR² of the answer over the market
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _added(
         int(tested.race.max()) + 1,
         delta_r2(p["fundamental"], uniform(tested.race), *seen),
         delta_r2(p["fundamental"], full["fundamental"], *seen),
-        delta_r2(p["combined"], p["market"], *seen),
+        delta_r2(p["answer"], p["market"], *seen),
     )
 
 

@@ -19,7 +19,6 @@ import polars as pl
 
 from .. import starts as st
 from ..betting import backtest as betting
-from ..betting.staking import cap, fractional_kelly, minimum_edge
 from ..features.leaks import alarms
 from ..features.matrix import Matrix, build
 from ..folds import Races, Window
@@ -29,10 +28,12 @@ from ..metrics import Board, brier, delta_r2, summary, uniform_logloss
 from ..odds import has_market, implied, overround
 from ..correction import Correction
 from ..market import YARDSTICKS
-from ..pipeline import Pipeline, save_pipeline
+from ..pipeline import ANSWERS, Pipeline, answered, save_pipeline
 from ..records import by_field
 from ..tripwires import Wire, tripwires
 from ..vocabulary import ordered
+from .bankroll import Placebo, bankroll, placebo, settled
+from .ranks import Ranks, ranks
 from .slices import SIZES, Slices, band, by_odds, ground, slices
 from .targets import Bankroll, Operation, Verdict, success
 from .walk import walk
@@ -40,13 +41,9 @@ from .walk import walk
 # %% auto #0
 __all__ = [
     "Progress",
-    "TERMS",
     "Backtest",
     "backtest",
     "stages",
-    "bankroll",
-    "Placebo",
-    "placebo",
     "YearGain",
     "gain_by_year",
     "over_the_close",
@@ -76,6 +73,11 @@ class Backtest:
     operation: Operation
     as_of: str = "close"  # decision time: the moment whose prices and facts were used
 
+    @property
+    def answer(self) -> str:
+        "The stage that answers: the best informed one there is."
+        return answered(self.predictions.columns)
+
 
 _KEYS = (
     "race_id",
@@ -97,8 +99,8 @@ _KEYS = (
 
 def _predict(pipeline: Pipeline, races: Races, starts: pl.DataFrame) -> pl.DataFrame:
     p = pipeline.predict(races.X, races.odds if pipeline.priced else None)
-    price = implied(races.odds, races.race)
-    known = dict(win=races.y.win, position=races.y.position, price=price)
+    price = {"price": implied(races.odds, races.race)} if pipeline.priced else {}
+    known = dict(win=races.y.win, position=races.y.position) | price
     return starts.select(_KEYS).with_columns(pl.Series(k, v) for k, v in (known | p).items())
 
 
@@ -125,7 +127,7 @@ def backtest(
     progress("features", 0.0)
     frame = build(starts) if frame is None else frame
     races, pipelines, parts = Races.of(starts, frame), [], []
-    steps = list(walk(races, test_from, test_to))
+    steps = list(walk(races, test_from, test_to, priced=bool(races.priced.any())))
     for i, step in enumerate(steps):
 
         def told(what: str, year: int = step.window.test_from.year, done: float = i + 0.5) -> None:
@@ -176,67 +178,6 @@ def stages(
     return {name: found[name] for name in ordered(found)}
 
 
-TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(0.02)))
-
-
-def bankroll(
-    predictions: pl.DataFrame,  # of a Backtest
-    probability: str = "combined",  # column to bet on
-    dividends: pl.DataFrame | None = None,  # canonical table; bets are settled at them
-) -> pl.DataFrame:  # a row per race day
-    """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, chosen at the price of
-    the decision and settled at the dividends where there are any and else at the final price."""
-    p, _, _, race, day = _bets(predictions, probability)
-    odds, win, settle, _ = _settled(predictions, dividends)
-    return betting.run(p, odds, win, race, day, settle_odds=settle, **TERMS)
-
-
-def _settled(
-    p: pl.DataFrame, dividends: pl.DataFrame | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    "Prices that are seen, winners, the prices they are paid at, and how that is called."
-    at, label = betting.next_price(p)
-    if dividends is None:
-        return at["odds"], p["win"].to_numpy(), at["settle_odds"], label
-    win, settle, label = betting.at_dividends(p, dividends)
-    return np.where(np.isnan(settle), np.nan, p["odds"]), win, settle, label
-
-
-def _bets(p: pl.DataFrame, probability: str = "combined") -> tuple[np.ndarray, ...]:
-    "Chances, prices, winners, races and days, as `betting.backtest` takes them."
-    return (
-        p[probability].to_numpy(),
-        p["odds"].to_numpy(),
-        p["win"].to_numpy(),
-        st.race_codes(p),
-        p["date"].to_numpy(),
-    )
-
-
-@dataclass(frozen=True)
-class Placebo:
-    "The same bets where nothing can be won; None where no world had a bet."
-
-    own_bets: int  # on the market's own chances
-    draws: int  # worlds with winners drawn from the market
-    drawn_roi: float | None  # mean return in them
-    drawn_roi_range: tuple[float, float] | None
-
-
-def placebo(
-    predictions: pl.DataFrame,  # of a Backtest
-) -> Placebo:
-    "Bets on the market's own chances, and on winners drawn from them."
-    worlds = betting.placebos(*_bets(predictions), **TERMS)
-    drawn = worlds.filter(world="drawn from the market")["roi"].drop_nulls()
-    return Placebo(
-        worlds.filter(world="the market's own chances")["bets"].item(),
-        len(drawn),
-        drawn.mean(),
-        (drawn.min(), drawn.max()) if len(drawn) else None,
-    )
-
-
 # %% ../../nbs/62_lab.backtest.ipynb #d030c986
 @dataclass(frozen=True)
 class YearGain:
@@ -244,19 +185,21 @@ class YearGain:
 
     year: int
     races: int
-    delta_r2: Estimate  # of combined over the yardstick
+    delta_r2: Estimate  # of the answer over the yardstick
 
 
-def _gain(p: pl.DataFrame, over: str, stage: str = "combined") -> Estimate:
-    columns = (p[c].to_numpy() for c in (stage, over, "win"))
-    return delta_r2(*columns, st.race_codes(p), p["date"].to_numpy())
+def _gain(p: pl.DataFrame, over: str, stage: str | None = None) -> Estimate:
+    "ΔR² of a stage, by default the one that answers, over another."
+    q, race = p[stage or answered(p.columns)].to_numpy(), st.race_codes(p)
+    beaten = uniform(race) if over == "uniform" else p[over].to_numpy()
+    return delta_r2(q, beaten, p["win"].to_numpy(), race, p["date"].to_numpy())
 
 
 def gain_by_year(
     predictions: pl.DataFrame,  # of a Backtest
-    over: str = "market",  # the yardstick
+    over: str = "market",  # the yardstick; or uniform
 ) -> list[YearGain]:
-    "ΔR² of the combined probabilities over a yardstick, year by year."
+    "ΔR² of the answer over a yardstick, year by year."
     years = predictions.group_by(predictions["date"].dt.year().alias("year"), maintain_order=True)
     return [YearGain(y, part["race_id"].n_unique(), _gain(part, over)) for (y,), part in years]
 
@@ -264,6 +207,7 @@ def gain_by_year(
 def over_the_close(
     p: pl.DataFrame,  # predictions
     gain: Estimate,  # over the market of the decision
+    stage: str | None = None,  # that gained; the one that answers by default
 ) -> float:
     """The gain that is held against the wire. Early prices are beaten honestly, the final one hardly:
     an earlier decision is measured against that, where every starter has one."""
@@ -273,7 +217,7 @@ def over_the_close(
         return gain.value
     p = p.filter(rows)
     close = implied(final[rows], st.race_codes(p))
-    return _gain(p.with_columns(close=pl.Series(close)), "close").value
+    return _gain(p.with_columns(close=pl.Series(close)), "close", stage).value
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #80c67c33
@@ -289,9 +233,11 @@ class Finding:
     left_out: dict[str, int]  # test races that cannot be compared, by reason
     test_looks: int  # how often this window has been looked at
     boards: dict[str, Board]  # by stage, from the uniform to the oracle
-    yardstick: str  # market or market_shape: the harder to beat before the test window
-    delta_r2: Estimate  # of combined over the yardstick
-    over: dict[str, Estimate]  # the same over each of `YARDSTICKS`
+    answer: str  # the stage that answers: combined, blend, or without prices fundamental
+    # market or market_shape: the harder to beat before the test window; without prices uniform
+    yardstick: str
+    delta_r2: Estimate  # of the answer over the yardstick
+    over: dict[str, Estimate]  # the same over each yardstick there is
     corrections: list[Correction | None]  # for each window: what the past said for correcting
     by_year: list[YearGain]
     uniform_logloss: float
@@ -301,7 +247,9 @@ class Finding:
     bankroll: Bankroll
     placebo: Placebo
     targets: list[Verdict]
-    slices: Slices
+    slices: Slices | None  # None without prices
+    ranks: Ranks  # foreseen against actual order
+    importance: dict[str, dict[str, float]]  # the ten features that move each part most
     tripwires: list[Wire]
     seconds: float
     peak_mb: int
@@ -315,6 +263,11 @@ class Finding:
     def simulated(self) -> bool:
         "Is the truth known?"
         return "oracle" in self.boards
+
+    @property
+    def priced(self) -> bool:
+        "Is there a market to compare with?"
+        return "market" in self.boards
 
     @property
     def decided(self) -> str:
@@ -340,53 +293,79 @@ def figures(
     "Read what was foreseen against what happened."
     p, race, windows = found.predictions, st.race_codes(found.predictions), found.windows
     boards = _boards(p)
-    money = Bankroll.of(bankroll(p, dividends=dividends), _settled(p, dividends)[-1])
-    everything = betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), race)
-    over, hard = {name: _gain(p, name) for name in YARDSTICKS}, found.pipelines[0].yardstick
+    money = Bankroll.of(bankroll(p, dividends=dividends), settled(p, dividends)[-1])
+    over, hard = _over(p), found.pipelines[0].yardstick if "market" in boards else "uniform"
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
         windows=[str(w) for w in windows],
-        races=boards["market"].races,
-        starters=boards["market"].starters,
+        races=boards["uniform"].races,
+        starters=boards["uniform"].starters,
         left_out=found.left_out,
         test_looks=test_looks,
         boards=boards,
+        answer=found.answer,
         yardstick=hard,
         delta_r2=over[hard],
         over=over,
-        corrections=[pipeline.correction for pipeline in found.pipelines],
         by_year=gain_by_year(p, hard),
         uniform_logloss=uniform_logloss(race),
-        market_power=[w.power for w in found.pipelines],
-        weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
-        bet_everything=everything,
+        bet_everything=(everything := _everything(p)),
         bankroll=money,
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
         slices=_slices(p),
-        tripwires=_wires(found, boards, everything, over["market"]),
+        ranks=ranks(p[found.answer].to_numpy(), p["position"].to_numpy(), race),
+        tripwires=_wires(found, boards, everything),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
         attainable_delta_r2=_attainable(boards),
         as_of=found.as_of,
+        **_learnt(found),
     )
 
 
 # %% ../../nbs/62_lab.backtest.ipynb #868c0b7d
-def _wires(
-    found: Backtest, boards: dict[str, Board], everything: dict[str, float], gain: Estimate
-) -> list[Wire]:
+def _everything(p: pl.DataFrame) -> dict[str, float]:
+    "Return on backing all; nothing without prices."
+    if "price" not in p.columns:
+        return {}
+    return betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), st.race_codes(p))
+
+
+def _over(p: pl.DataFrame) -> dict[str, Estimate]:
+    "The gain of the answer over each yardstick there is."
+    known = [name for name in YARDSTICKS if name in p.columns]
+    return {name: _gain(p, name) for name in known or ["uniform"]}
+
+
+def _learnt(found: Backtest, n: int = 10) -> dict:
+    "What the pipelines say of themselves; of each part of the last one the features that moved it."
+    parts = {c: found.importance.drop_nulls(c) for c in found.importance.columns if c != "feature"}
+    tops = {c: rows.sort(c, descending=True).head(n) for c, rows in parts.items()}
+    return dict(
+        corrections=[pipeline.correction for pipeline in found.pipelines],
+        market_power=[pipeline.power for pipeline in found.pipelines],
+        weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
+        importance={
+            c: dict(zip(t["feature"], t[c].round(6), strict=True)) for c, t in tops.items()
+        },
+    )
+
+
+def _wires(found: Backtest, boards: dict[str, Board], everything: dict[str, float]) -> list[Wire]:
     """The wires on the boldest opinion: of a leak into a correction that is withheld,
     `combined` shows nothing."""
     p, race = found.predictions, st.race_codes(found.predictions)
-    made = ("combined", "blend", "fundamental")
-    bold = max((k for k in made if k in boards), key=lambda k: boards[k]["r2"].value)
-    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
+    made = [k for k in ANSWERS if k in boards]
+    bold = max(made, key=lambda k: boards[k]["r2"].value)
     known = {"beyond_oracle": _gain(p, "true_p", bold).low} if "oracle" in boards else {}
-    blend = over_the_close(p.with_columns(combined="blend"), _gain(p, "market", "blend"))
-    final = max(over_the_close(p, gain), blend)
+    if "market" not in boards:
+        return tripwires(boards[bold], more=known | found.alarms)
+    takeout = 1 - 1 / float(overround(p["odds"].to_numpy(), race).mean())
+    priced = [k for k in made if k != "fundamental"]
+    final = max(over_the_close(p, _gain(p, "market", k), k) for k in priced)
     return tripwires(boards[bold], everything, takeout, final, known | found.alarms)
 
 
@@ -401,16 +380,18 @@ def _targets(
     p: pl.DataFrame, boards: dict[str, Board], money: Bankroll, operation: Operation
 ) -> list[Verdict]:
     "The specification's targets."
-    named = dict(model=boards["combined"], price=boards["price"], uniform=boards["uniform"])
-    win, oracle = p["win"].to_numpy(), {k: b for k, b in boards.items() if k == "oracle"}
-    return success(named | oracle, brier(0 * win, win), money, operation)
+    named = {k: boards[k] for k in ("price", "uniform", "oracle") if k in boards}
+    named["model"], win = boards[answered(boards)], p["win"].to_numpy()
+    return success(named, brier(0 * win, win), money, operation)
 
 
-def _slices(p: pl.DataFrame) -> Slices:
-    "The gain slice by slice, and the winners at each price."
+def _slices(p: pl.DataFrame) -> Slices | None:
+    "The gain slice by slice, and the winners at each price; None without prices."
+    if "market" not in p.columns:
+        return None
     race = st.race_codes(p)
     mine, theirs, win, odds, day = (
-        p[c].to_numpy() for c in ("combined", "market", "win", "odds", "date")
+        p[c].to_numpy() for c in (answered(p.columns), "market", "win", "odds", "date")
     )
     labels = {
         by.replace("_", " "): p[by].cast(pl.String).fill_null("").to_numpy()
@@ -425,13 +406,13 @@ def _shares(boards: dict[str, Board]) -> dict[str, float] | None:
     "Shares of what perfect knowledge would reach; known in the simulator only."
     if "oracle" not in boards:
         return None
-    best = boards["oracle"]["r2"].value
-    return {k: boards[k]["r2"].value / best for k in ("price", "market", "fundamental", "combined")}
+    best, told = boards["oracle"]["r2"].value, ("price", "market", "fundamental", answered(boards))
+    return {k: boards[k]["r2"].value / best for k in dict.fromkeys(told) if k in boards}
 
 
 def _attainable(boards: dict[str, Board]) -> float | None:
     "What perfect knowledge would add to the market's R²; known in the simulator only."
-    if "oracle" not in boards:
+    if not {"oracle", "market"} <= boards.keys():
         return None
     return boards["oracle"]["r2"].value - boards["market"]["r2"].value
 

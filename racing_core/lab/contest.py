@@ -34,7 +34,7 @@ from ..models.trees import SoftmaxTrees
 from ..odds import implied, softmax
 from ..oof import FUTURE, Scores, folds_of, out_of_fold
 from ..correction import PLACES
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, answered
 from ..records import by_field
 from ..stacking import TwoStage
 from ..tripwires import Wire, tripwires
@@ -225,7 +225,7 @@ def _window(
         }
     stack = softmax(scored.opinions["stage_2b"][0][scored.tune], own.race)
     chosen = choose(stack, own.y.win, own.race, own.dates).name
-    probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p["combined"]}
+    probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p[answered(p)]}
     return probabilities, Told(**scored.told, single_best=single, calibration=chosen)
 
 
@@ -397,7 +397,7 @@ def figures(
         if known
         else {}
     )
-    held = over_the_close(p.with_columns(combined="pipeline + price"), best.adds)
+    held = over_the_close(p, best.adds, "pipeline + price")
     board = summary(priced, win, position, race, day)
     return Standings(
         found.windows[0].test_from,

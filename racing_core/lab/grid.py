@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ..config import Home, locked, write_whole
@@ -90,10 +90,17 @@ class Local:
 
     def _until_all(self, ended: SimpleQueue) -> Iterator[Outcome]:
         "What comes, until every worker has gone home."
-        for _ in range(self.workers):
-            while (outcome := ended.get()) is not None:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+        at_home = 0
+        while at_home < self.workers:
+            try:
+                outcome = ended.get(timeout=0.5)  # for ever would be deaf to Ctrl-C
+            except Empty:
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is None:
+                at_home += 1
+            else:
                 yield outcome
 
 

@@ -56,15 +56,15 @@ class Step:
         return races.rows(rows), Step(self.window, *parts, self.left_out)
 
 
-def _step(races: Races, window: Window) -> Step:
+def _step(races: Races, window: Window, priced: bool = True) -> Step:
     "A window with warm, decided and priced applied."
-    ready = warm(races.dates, window.tune_from)
-    lost = {"no winner": ~races.decided, "not fully priced": races.decided & ~races.priced}
+    ready, wanted = warm(races.dates, window.tune_from), races.priced | (not priced)
+    lost = {"no winner": ~races.decided, "not fully priced": races.decided & ~wanted}
     return Step(
         window,
         window.train & races.decided & ready,
         window.tune & races.decided,
-        window.test & races.decided & races.priced,
+        window.test & races.decided & wanted,
         window.train & races.decided & ~ready,
         {why: len(np.unique(races.race[window.test & rows])) for why, rows in lost.items()},
     )
@@ -75,16 +75,20 @@ def walk(
     races: Races,  # everything known
     test_from: date,  # first day of the test window
     test_to: date | None = None,  # last day; the last there is by default
+    priced: bool = True,  # is the market to be compared with?
 ) -> Iterator[Step]:
     "A step for each year of the test window; refuses one without races to compare."
     windows = split(races.dates, test_from, test_to, days_unknown(races.as_of))
-    steps = [_step(races, window) for window in windows]
+    steps = [_step(races, window, priced) for window in windows]
+    wanted, more = (
+        (races.priced, " and a price for every starter") if priced else (races.decided, "")
+    )
     for step in steps:
-        if not all((rows & races.priced).any() for rows in (step.train, step.tune, step.test)):
+        if not all((rows & wanted).any() for rows in (step.train, step.tune, step.test)):
             raise BadInput(
-                "no market to compare with",
+                "no market to compare with" if priced else "no race that was decided",
                 got=str(step.window),
-                expected="races with a winner and a price for every starter on every side",
+                expected=f"races with a winner{more} on every side",
                 do="choose other dates",
             )
     yield from steps

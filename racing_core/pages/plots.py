@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import StringIO
+from io import BytesIO, StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from markupsafe import Markup
 
+from ..config import write_whole
 from ..intervals import Estimate
 from ..lab.backtest import YearGain
+from ..lab.ranks import Ranks
 from ..metrics import Board, ece, reliability
 from .html import render, signed
 from ..vocabulary import title
@@ -35,10 +38,12 @@ __all__ = [
     "NARROW",
     "canvas",
     "svg",
+    "png",
     "picture",
     "ladder",
     "gains",
     "calibration",
+    "ranks",
     "importance",
     "growth",
 ]
@@ -107,6 +112,15 @@ def svg(
     with rc_context(_LOOK):
         figure.savefig(out := StringIO(), format="svg", transparent=True, metadata={"Date": None})
     return render("svg.html.j2", alt=alt, body=Markup(out.getvalue().split("<svg", 1)[1]))
+
+
+def png(
+    figure: Any,  # matplotlib figure
+    file: Path | str,
+) -> Path:
+    "A figure as a file, for what takes no SVG."
+    figure.savefig(out := BytesIO(), format="png", dpi=150, facecolor="white")
+    return write_whole(Path(file), out.getvalue())
 
 
 WIDE, NARROW = 8.6, 4.3  # inches: a page, and the page of a telephone
@@ -230,6 +244,28 @@ def calibration(
             said = f"{title(name)}, ECE {ece(p, win):.4f}"
             ax.set(xlabel="win probability given", title=said)
         np.atleast_1d(axes)[0].set_ylabel("share that won")
+    return figure
+
+
+# %% ../../nbs/90a_pages.plots.ipynb #ranks
+def ranks(
+    found: Ranks,
+    width: float = WIDE,  # inches
+) -> Any:  # figure
+    "Ranks that were given against places that were reached, as shares of each rank."
+    shares, k, narrow = found.shares, found.k, width < 6
+    names = [str(i) for i in range(1, k)] + [f"{k}+"]
+    with canvas(width, 0.26 * k + 0.9) as (figure, ax):
+        ax.imshow(shares, cmap="GnBu", vmin=0, vmax=max(0.3, shares[:-1, :-1].max()), aspect="auto")
+        for i, j in np.ndindex(k, k):
+            look = dict(ha="center", va="center", fontsize=6.5 if narrow else 8)
+            if shares[i, j] >= 0.005:
+                ink = "white" if shares[i, j] > 0.22 else INK
+                ax.text(j, i, f"{100 * shares[i, j]:.0f}", color=ink, **look)
+        ax.set_xticks(range(k), names)
+        ax.set_yticks(range(k), names)
+        ax.set(xlabel="place in the race", ylabel="rank given", title="% of each rank")
+        ax.spines[:].set_visible(False)
     return figure
 
 

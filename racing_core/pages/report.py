@@ -101,10 +101,14 @@ def publish(
 def verdict(
     gain: Estimate,  # ΔR² over the market
     withheld: bool = False,  # did the market answer all along?
+    priced: bool = True,  # is there a market? where none is, the gain is over knowing nothing
 ) -> str:  # a sentence
     "What the interval of ΔR² allows one to say."
     if withheld:
         return "The past did not speak for a correction: the market answered as it is."
+    if not priced:
+        more = "more" if gain.low > 0 else "no more, as far as is shown,"
+        return f"The models know {more} than the number of starters."
     if gain.low > 0:
         return "The interval lies above zero: the models know something that the market does not."
     if gain.high < 0:
@@ -112,11 +116,12 @@ def verdict(
     return "The interval includes zero: no gain over the market is shown."
 
 
-TILES = (
-    ("combined", "market and models"),
-    ("market", "the market"),
-    ("fundamental", "the models without a price"),
-)
+TILES = {
+    "combined": "market and models",
+    "blend": "market and models, mixed",
+    "market": "the market",
+    "fundamental": "the models without a price",
+}
 
 
 def headline(
@@ -124,12 +129,17 @@ def headline(
     source: str,  # name in the store
 ) -> Markup:
     "The head of the report: what was tested, what came out, and the four figures to remember."
-    said = verdict(finding.delta_r2, all(c and c.withheld for c in finding.corrections))
-    return render("headline.html.j2", f=finding, source=source, verdict=said, tiles=TILES)
+    withheld = all(c and c.withheld for c in finding.corrections)
+    said = verdict(finding.delta_r2, withheld, finding.priced)
+    wanted = [k for k in (finding.answer, "market", "fundamental") if k in finding.boards]
+    tiles = [(k, TILES[k]) for k in dict.fromkeys(wanted)]
+    return render("headline.html.j2", f=finding, source=source, verdict=said, tiles=tiles)
 
 
 # %% ../../nbs/91_pages.report.ipynb #2c56c9f7
-_MARKS = dict.fromkeys(("price", *YARDSTICKS), "mark") | {"combined": "head"}
+def _marks(finding: Finding) -> dict[str, str]:
+    "CSS classes of the stages that stand out."
+    return dict.fromkeys(("price", *YARDSTICKS), "mark") | {finding.answer: "head"}
 
 
 def comparison(
@@ -141,9 +151,9 @@ def comparison(
         "comparison.html.j2",
         boards=finding.boards,
         metrics=shown("winner"),
-        market=market["r2"].value,
+        market=market and market["r2"].value,
         best=best and best["r2"].value,
-        marks=_MARKS,
+        marks=_marks(finding),
     )
 
 
@@ -151,7 +161,8 @@ def ranking(
     finding: Finding,
 ) -> Markup:
     "The second table: how well the order was foreseen."
-    return render("ranking.html.j2", boards=finding.boards, metrics=shown("order"), marks=_MARKS)
+    marks = _marks(finding)
+    return render("ranking.html.j2", boards=finding.boards, metrics=shown("order"), marks=marks)
 
 
 # %% ../../nbs/91_pages.report.ipynb #b6ab7cae
