@@ -31,6 +31,7 @@ from .depot import Depot
 from .grid import Tell
 from .kernels import Host, Limits, Outcome
 from .plan import Job, known_parameters
+from ..models.base import extra
 
 # %% auto #0
 __all__ = ["Cluster"]
@@ -189,14 +190,13 @@ def _perform(parcel: _Parcel) -> Outcome:
     return replace(outcome, folder=parcel.job.folder)
 
 
+_PAUSES = (2, 10, 30)  # seconds; what took hours is not lost to a short absence
+
+
 def _send(
     depot: Depot,
     job: Job,
-    pauses: Iterable[float] = (
-        2,
-        10,
-        30,
-    ),  # seconds; what took hours is not lost to a short absence
+    pauses: Iterable[float] = _PAUSES,
 ) -> None:
     "A job's folder goes to the shared place, which may be away for a while."
     for pause in pauses:
@@ -365,6 +365,7 @@ class Cluster:
             expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
             what, host = "not the address of a Dask scheduler", self.address.rpartition("@")[2]
             raise BadInput(what, got=host, expected=expected, do=do)
+        extra("distributed", "cluster")
 
     def outcomes(
         self,
