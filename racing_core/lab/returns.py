@@ -29,7 +29,7 @@ from ..pipeline import answered
 from ..records import by_field
 
 # %% auto #0
-__all__ = ["WAYS", "SEEN", "terms", "Way", "Returns", "returns"]
+__all__ = ["WAYS", "ANYWAY", "SEEN", "terms", "Way", "Returns", "returns"]
 
 # %% ../../nbs/62e_lab.returns.ipynb #ways
 WAYS: dict[str, tuple[str, Strategy, float]] = {  # name to what it is, stakes, most on one bet
@@ -48,6 +48,7 @@ WAYS: dict[str, tuple[str, Strategy, float]] = {  # name to what it is, stakes, 
         1.0,
     ),
 }
+ANYWAY = "top three"  # the way that asks for no edge
 SEEN = "paid at the very price that was seen: nobody gets that in a pool"
 
 
@@ -57,7 +58,7 @@ def terms(
 ) -> dict:  # for `betting.backtest.run`
     "Stakes and controls of a way."
     _, strategy, most = WAYS[name]
-    asked = () if name == "top three" else (minimum_edge(edge),)
+    asked = () if name == ANYWAY else (minimum_edge(edge),)
     return dict(strategy=strategy, controls=(*asked, cap(most)))
 
 
@@ -96,8 +97,8 @@ class Returns:
 
     @property
     def best(self) -> Way | None:
-        "The way of highest return; None where nobody bet."
-        there = [w for w in self.ways if w.settled.roi]
+        "Of the ways that ask for an edge the one of highest return; None where nobody bet."
+        there = [w for w in self.ways if w.settled.roi and w.name != ANYWAY]
         return max(there, key=lambda w: w.settled.roi.value, default=None)
 
     def to_json(self) -> dict:

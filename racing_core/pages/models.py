@@ -14,11 +14,11 @@ from markupsafe import Markup
 from ..lab.base import Alone, Base
 from ..metrics import shown
 from .html import render
-from .plots import INK, MARKET, SOFT, UP, WIDE, canvas, diagonal
+from .plots import INK, MARKET, UP, WIDE, canvas, diagonal
 from ..vocabulary import title
 
 # %% auto #0
-__all__ = ["headline", "page", "cost", "agreement", "reliabilities"]
+__all__ = ["headline", "page", "follows", "cost", "agreement", "reliabilities"]
 
 
 # %% ../../nbs/91h_pages.models.ipynb #head
@@ -40,6 +40,13 @@ def page(
     return render("base_table.html.j2", rows=found.models, metrics=metrics)
 
 
+def follows(
+    found: Base,
+) -> Markup:
+    "What each model looks at."
+    return render("follows.html.j2", rows=found.models)
+
+
 # %% ../../nbs/91h_pages.models.ipynb #cost
 def cost(
     found: Base,
@@ -47,34 +54,25 @@ def cost(
 ) -> Any:  # figure
     "R² of each model over the seconds of its fits; the area of a dot is its size on disk."
     models, narrow = [m for m in found.models if m.seconds is not None], width < 6
-    with canvas(width, 3.6) as (figure, ax):
+    with canvas(width, 5.2 if narrow else 3.6) as (figure, ax):
         for i, m in enumerate(models):
-            e, x = m.board["r2"], max(m.seconds, 0.01)
+            e, x, letter = m.board["r2"], max(m.seconds, 0.01), chr(ord("a") + i)
             ax.plot([x, x], [e.low, e.high], color=UP, lw=2, alpha=0.3)
             ax.scatter(x, e.value, s=30 + 90 * (m.bytes / 1e6) ** 0.5, color=UP, alpha=0.75)
-            at = dict(
-                xytext=(7, 8 if i % 2 else -9),
-                textcoords="offset points",
-                fontsize=7.5 if narrow else 9,
-            )
-            ax.annotate(title(m.name), (x, e.value), color=INK, va="center", **at)
+            at = dict(xytext=(7, 7), textcoords="offset points", fontweight="bold")
+            ax.annotate(letter, (x, e.value), color=INK, **at)
+            ax.plot([], [], " ", label=f"{letter}  {title(m.name)}")
         if found.market:
-            level = found.market.board["r2"].value
-            ax.axhline(level, color=MARKET, lw=0.9, ls=(0, (4, 3)))
-            ax.annotate(
-                "market",
-                (0, level),
-                xycoords=("axes fraction", "data"),
-                xytext=(3, 5),
-                textcoords="offset points",
-                color=SOFT,
-                fontsize=9,
-            )
+            look = dict(color=MARKET, lw=0.9, ls=(0, (4, 3)), label="market")
+            ax.axhline(found.market.board["r2"].value, **look)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda v, _: f"{v:g} s")
         ax.set(xlabel="all fits together", ylabel="R² out of fold")
-        ax.margins(x=0.25 if narrow else 0.12)
+        ax.margins(x=0.12)
         ax.grid()
+        beside = dict(loc="center left", bbox_to_anchor=(1, 0.5))
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
+        ax.legend(handlelength=1.2, **(below if narrow else beside))
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from ..lab.returns import Returns
+from ..lab.returns import ANYWAY, Returns
 from ..lab.targets import FEW
 from .html import render, signed
 from .plots import DOWN, INK, REST, SOFT, UP, WIDE, canvas
@@ -41,7 +41,9 @@ def headline(
     source: str,  # name in the store
 ) -> Markup:
     "What was bet on, what came of it, how far it can be believed."
-    return render("returns.html.j2", f=found, source=source, verdict=verdict(found))
+    anyway = next(w for w in found.ways if w.name == ANYWAY)
+    said = verdict(found)
+    return render("returns.html.j2", f=found, source=source, verdict=said, anyway=anyway)
 
 
 def page(
@@ -65,7 +67,8 @@ def growth(
 
     with canvas(width, 3.6) as (figure, ax):
         for (name, path), shade in zip(paths.items(), _SHADES, strict=False):
-            ax.plot(path["day"], path["bankroll"].clip(1), color=shade, lw=1.5, label=name)
+            said = name if path["bets"].sum() else f"{name}: no bet"
+            ax.plot(path["day"], path["bankroll"].clip(1), color=shade, lw=1.5, label=said)
         ends = [path["bankroll"].clip(1) for path in paths.values()]
         low, high = min(e.min() for e in ends), max(e.max() for e in ends)
         ax.set_yscale("log")
@@ -78,7 +81,7 @@ def growth(
         ax.axhline(10_000, color=SOFT, lw=0.9, ls=(0, (4, 3)))
         ax.grid(axis="y")
         ax.margins(x=0)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=6 if width > 6 else 3)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3 if width > 6 else 2)
     return figure
 
 
