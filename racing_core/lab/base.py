@@ -154,11 +154,11 @@ def base(
     races, own = whole.rows(kept), starts.filter(kept)
     split = folds_of(races.dates, races.race, folds)
     makers = {n: (lambda m=m: deepcopy(m)) for group in groups.values() for n, m in group.items()}
-    told = lambda step, done: progress(step, 0.9 * done)
-    oof = out_of_fold(makers, races.X, races.y, split, cache, told)
+    oof = out_of_fold(makers, races.X, races.y, split, cache, progress)
     said, rows = opinions(oof, races, split)
     measured = races.rows(rows)
     models = _models(oof, said, measured, groups)
+    best = next(m for m in models if m.group != "market")
     found = Base(
         since=measured.dates.min().astype("datetime64[D]").item(),
         until=before - timedelta(1),
@@ -167,16 +167,15 @@ def base(
         starters=len(measured),
         models=models,
         agreement=agreement(said, measured.race),
-        tripwires=tripwires(
-            next(m for m in models if m.group != "market").board, more=alarms(frame, starts)
-        ),
+        tripwires=tripwires(best.board, more=alarms(frame, starts)),
         seconds=round(time.perf_counter() - began, 1),
         peak_mb=round(peak_mb()),
         as_of=st.decided(starts),
     )
-    chances = {name: np.exp(u) for name, u in said.items()}
-    keys = own.filter(rows).select("race_id", "runner_no", "date", "odds")
-    return found, keys.with_columns(win=measured.y.win, **chances)
+    told = dict(win=measured.y.win) | {name: np.exp(u) for name, u in said.items()}
+    return found, own.filter(rows).select("race_id", "runner_no", "date", "odds").with_columns(
+        **told
+    )
 
 
 def _models(

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from .. import starts as st
+from ..errors import BadInput
 from ..features.matrix import build, names
 from ..features.registry import features
 from ..intervals import Estimate
@@ -24,7 +25,19 @@ from ..pipeline import Pipeline
 from ..records import by_field
 
 # %% auto #0
-__all__ = ["BINS", "DRAWS", "moved", "slope", "Quarter", "Feature", "Drift", "drift"]
+__all__ = [
+    "BINS",
+    "DRAWS",
+    "Parts",
+    "FEW",
+    "moved",
+    "slope",
+    "Quarter",
+    "Feature",
+    "Drift",
+    "called",
+    "drift",
+]
 
 # %% ../../nbs/62g_lab.drift.ipynb #ks
 BINS, DRAWS = 20, 199  # quantiles of the past that a feature is read at; shuffles of race days
@@ -37,11 +50,8 @@ def _counts(frame: pl.DataFrame, code: np.ndarray, before: np.ndarray) -> np.nda
     for j, name in enumerate(columns):
         x = frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         known = np.isfinite(x)
-        edges = (
-            np.quantile(x[known & before], np.linspace(0, 1, BINS + 1)[1:-1])
-            if (known & before).any()
-            else []
-        )
+        seen = x[known & before]
+        edges = np.quantile(seen, np.linspace(0, 1, BINS + 1)[1:-1]) if len(seen) else []
         part = np.where(known, np.searchsorted(edges, x, side="right"), BINS)
         np.add.at(found, (code, j, part), 1)
     return found
@@ -123,9 +133,14 @@ class Feature:
     unknown_before: float  # the same before the test
 
     @property
+    def furthest(self) -> int:
+        "The quarter in which it went furthest beyond its limit."
+        return int(np.argmax(np.array(self.distance) - self.limit))
+
+    @property
     def excess(self) -> float:
         "How far beyond its limit it went at most."
-        return max(d - x for d, x in zip(self.distance, self.limit, strict=True))
+        return self.distance[self.furthest] - self.limit[self.furthest]
 
 
 @dataclass(frozen=True)
@@ -137,6 +152,7 @@ class Drift:
     test_looks: int  # at this window so far
     answer: str  # the stage whose skill is followed
     yardstick: str  # market, or without prices uniform
+    left_out: dict[str, int]  # quarters with too few races to say anything, and how many they have
     quarters: list[Quarter]
     features: list[Feature]  # those that moved furthest beyond their limit first
     seconds: float
@@ -153,11 +169,21 @@ class Drift:
 
 
 # %% ../../nbs/62g_lab.drift.ipynb #quarters
-def _quarters(p: pl.DataFrame, answer: str, yardstick: str, far: np.ndarray) -> list[Quarter]:
+Parts = list[tuple[date, pl.DataFrame]]  # first day of a quarter, its predictions
+FEW = 30  # races of a quarter that says something
+
+
+def called(
+    first: date,  # of its days
+) -> str:
+    "A quarter's name."
+    return f"{first.year} Q{(first.month + 2) // 3}"
+
+
+def _quarters(parts: Parts, answer: str, yardstick: str, far: np.ndarray) -> list[Quarter]:
     "A row for each quarter of the predictions."
     rows = []
-    parts = p.group_by(pl.col("date").dt.truncate("1q").alias("q"), maintain_order=True)
-    for i, ((q,), part) in enumerate(parts):
+    for i, (q, part) in enumerate(parts):
         race = st.race_codes(part)
         win, day, mine = (part[c].to_numpy() for c in ("win", "date", answer))
         seen, priced = (win, race, day), "price" in part.columns
@@ -165,7 +191,7 @@ def _quarters(p: pl.DataFrame, answer: str, yardstick: str, far: np.ndarray) -> 
         theirs = part[yardstick].to_numpy() if priced else even
         rows.append(
             Quarter(
-                f"{q.year} Q{(q.month + 2) // 3}",
+                called(q),
                 int(race[-1]) + 1,
                 len(part),
                 delta_r2(mine, even, *seen),
@@ -192,25 +218,38 @@ def drift(
     "Walk through the window, then ask quarter by quarter what has moved."
     frame = build(starts) if frame is None else frame
     walked = backtest(starts, test_from, test_to, lambda s, d: progress(s, 0.7 * d), make, frame)
-    p = walked.predictions
-    yardstick = "market" if "market" in p.columns else "uniform"
-    rows = ~(starts["date"] >= test_from).to_numpy()
-    days, code = np.unique(starts["date"].to_numpy(), return_inverse=True)
-    counts, past = _counts(frame, code, rows), days < np.datetime64(test_from)
-    quarter = pl.Series(days).cast(pl.Date).dt.truncate("1q").to_numpy()
-    firsts = p["date"].dt.truncate("1q").unique().sort().to_numpy()
-    last, found = p["date"].max(), []
-    for i, first in enumerate(firsts):
-        progress("features", 0.7 + 0.3 * i / len(firsts))
-        found.append(
-            moved(counts, (quarter == first) & ~past & (days <= np.datetime64(last)), past)
-        )
-    inside = [(quarter == f) & ~past & (days <= np.datetime64(last)) for f in firsts]
+    p, days = walked.predictions, starts["date"].to_numpy()
+    parts, few = _parts(p)
+    days, code = np.unique(days, return_inverse=True)
+    past = days < np.datetime64(test_from)
+    counts, last = _counts(frame, code, past[code]), p["date"].max()
+    quarter = np.where(past | (days > np.datetime64(last)), None, _quarter(pl.Series(days)))
+    inside, found = [quarter == q for q, _ in parts], []
+    for i, here in enumerate(inside):
+        progress("features", 0.7 + 0.3 * i / len(inside))
+        found.append(moved(counts, here, past))
     distance, limit = (np.stack(x) for x in zip(*found, strict=True))
     listed = _features(counts, distance, limit, inside, past)
-    quarters = _quarters(p, walked.answer, yardstick, distance > limit)
-    told = (test_from, last, test_looks, walked.answer, yardstick, quarters, listed)
+    yardstick = "market" if "market" in p.columns else "uniform"
+    quarters = _quarters(parts, walked.answer, yardstick, distance > limit)
+    told = (test_from, last, test_looks, walked.answer, yardstick, few, quarters, listed)
     return Drift(*told, round(walked.seconds, 1), walked.as_of), p
+
+
+def _quarter(days: pl.Series) -> np.ndarray:
+    "First day of each day's quarter."
+    return np.array(days.cast(pl.Date).dt.truncate("1q").to_list(), dtype=object)
+
+
+def _parts(p: pl.DataFrame) -> tuple[Parts, dict[str, int]]:
+    "Quarters with races enough, and those with too few."
+    whole = p.group_by(pl.col("date").dt.truncate("1q").alias("q"), maintain_order=True)
+    sizes = [(q, part, part["race_id"].n_unique()) for (q,), part in whole]
+    parts = [(q, part) for q, part, races in sizes if races >= FEW]
+    if not parts:
+        got, expected = f"{p['race_id'].n_unique()} races", f"{FEW} in a quarter at least"
+        raise BadInput("too few races to follow", got=got, expected=expected)
+    return parts, {called(q): races for q, _, races in sizes if races < FEW}
 
 
 def _features(counts, distance, limit, inside, past) -> list[Feature]:

@@ -31,7 +31,7 @@ from ..records import by_field
 from ..tripwires import Wire, tripwires
 
 # %% auto #0
-__all__ = ["LAYERS", "Layer", "Corrected", "Layers", "layers"]
+__all__ = ["LAYERS", "KEYS", "Layer", "Corrected", "Layers", "layers"]
 
 # %% ../../nbs/62d_lab.layers.ipynb #window
 LAYERS = {  # name to what it is; each builds on the one before
@@ -152,6 +152,14 @@ def _calibrators(p: dict[str, np.ndarray], races: Races, told: list[dict]) -> li
 
 
 # %% ../../nbs/62d_lab.layers.ipynb #layers
+KEYS = ("race_id", "runner_no", "date", "odds")  # of a starter, beside what was foreseen
+
+
+def _last(told: dict) -> tuple[dict[str, float], str, list[str]]:
+    "What is told of a window: weights, the best single model, features beside the scores."
+    return told["weights"]["weighted_zoo"], told["single_best"], told["features"]
+
+
 def layers(
     starts: pl.DataFrame,  # the wide frame of everything known, as of the decision time
     test_from: date,  # first day of the test window
@@ -183,13 +191,11 @@ def layers(
         built,
         summary(p["market"], *looked),
         _calibrators(p, tested, told),
-        told[-1]["weights"]["weighted_zoo"],
-        told[-1]["single_best"],
-        told[-1]["features"],
+        *_last(told[-1]),
         tripwires(built[-1].board, delta_r2=built[-1].over.value, more=alarms(frame, starts)),
         round(time.perf_counter() - began, 1),
         round(peak_mb()),
         st.decided(starts),
     )
-    keys = starts.filter(rows).select("race_id", "runner_no", "date", "odds")
+    keys = starts.filter(rows).select(KEYS)
     return found, keys.with_columns(win=tested.y.win, **p)
