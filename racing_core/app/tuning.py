@@ -31,7 +31,7 @@ from .terminal import Bar, near
 from ..errors import BadInput
 
 commands = typer.Typer()
-group = typer.Typer(help="Search the settings of a recipe, look on, and choose.")
+group = typer.Typer()
 commands.add_typer(group, name="tune", rich_help_panel="Research")
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study.")]
 Storage = Annotated[

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..config import Home, valid_name, write_whole
 from ..data.store import Store
-from ..errors import BadInput, RacingError
+from ..errors import BadInput, RacingError, as_error
 from ..features.matrix import build, identities
 from ..folds import Races
 from . import tracking
@@ -34,7 +34,7 @@ from racing_core.lab.studies import (
     studies,
     work,
 )
-from .tried import Tried, Tuned, pick, volumes
+from .tried import Tried, Tuned, gain, pick, volumes
 from .tuning import OBJECTIVES, code_of_tuning, development, handed
 from ..records import to_json
 
@@ -136,12 +136,12 @@ def _years(home: Home, source: str, until: date | None, as_of: str) -> tuple[dat
 Heard = Callable[[str, int, int, float | None], None]  # phase, trials done, of, the least loss
 
 
-def _begun(order: Order, shift: Shift, complaints: Any) -> None:
+def _begun(order: Order, until: float, worker: int, parent: int, complaints: Any) -> None:
     "In a process of its own."
     try:
-        work(order, shift)
-    except RacingError as e:
-        complaints.put(str(e))
+        work(order, Shift(until, worker, parent))
+    except Exception as e:  # whatever it is, the others and the parent hear of it
+        complaints.put(as_error(e).message)
         raise SystemExit(1) from e
 
 
@@ -155,8 +155,8 @@ def together(
     context = multiprocessing.get_context("spawn")
     complaints = context.SimpleQueue()
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
-    shifts = [Shift(until, k + 1, os.getpid()) for k in range(workers)]
-    crew = [context.Process(target=_begun, args=(order, s, complaints)) for s in shifts]
+    own = [(order, until, k + 1, os.getpid(), complaints) for k in range(workers)]
+    crew = [context.Process(target=_begun, args=args) for args in own]
     for p in crew:
         p.start()
     try:
@@ -283,5 +283,7 @@ def chosen(
         k: v for k, v in table.items() if k not in ("about", "family")
     }
     recipe_of(table)
-    head = f"# {found.verdict}\n# Made by `racing tune choose`; the search saw nothing from {found.until} on.\n\n"
-    return tried, head + to_toml({study: table})
+    e = gain(found.untuned, tried.score)
+    saves = f"{e.value:+.5f} [{e.low:+.5f}, {e.high:+.5f}] of {found.objective} a race"
+    head = [f"{about}.", f"It saves {saves} on the folds that chose it; nothing later was read."]
+    return tried, "".join(f"# {line}\n" for line in head) + "\n" + to_toml({study: table})
