@@ -199,7 +199,7 @@ def serve() -> None:
 
 # %% ../../nbs/64a_lab.kernels.ipynb #lk11
 EVERY_S = 0.5  # between two looks at the processes
-DEAD_S = 4.0  # a run without a kernel whose host does nothing: it died, and nobody noticed
+DEAD_S = 8.0  # a run without a kernel whose host does nothing: it died, and nobody noticed
 START_S = 120.0  # until a kernel has started and says its first word
 SAVE_S = 4.0  # to save the notebook of a kernel that was ended
 
@@ -364,7 +364,7 @@ class Host:
             if self._wait(watch, beat, SAVE_S / 2):
                 return
         _kill(lambda: _descendants(self._process.pid))
-        if not self._wait(watch, beat, SAVE_S):
+        if state == "killed" or not self._wait(watch, beat, SAVE_S):
             self.close()
 
     def _clear(self, job: Job) -> None:

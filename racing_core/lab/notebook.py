@@ -159,7 +159,7 @@ def _run(
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(**get_kernel_dict(["--HistoryManager.enabled=False"]))
+            return KernelSpec(**get_kernel_dict())
 
     nb, deadline = load_notebook_node(str(notebook)), time.monotonic() + timeout
     here = dict(name="python3", language="python", display_name="Python 3")

@@ -310,15 +310,16 @@ def jobs(
 def _job(
     q: Question, takes: dict, code: str, home: Home, folder: Path, point: dict, repeat: int
 ) -> Job:
-    seeded = "seed" in takes and "seed" not in {*q.given, *q.grid}
+    seeded = "seed" in takes and takes["seed"].kind == "int" and takes["seed"].default is not None
+    seeded = seeded and "seed" not in {*q.given, *q.grid}
     varied = dict(point)
     if q.repeat > 1:
-        varied |= {"seed" if seeded else "repeat": repeat}
+        varied |= {"seed": takes["seed"].default + repeat} if seeded else {"repeat": repeat}
     given = q.given | {k: v for k, v in varied.items() if k in takes}
     whole = {k: p.default for k, p in takes.items() if k not in _OURS} | given
     data = _data(takes, whole, home)
     facts = [code, whole, data, _files(whole), environment(), 0 if seeded else repeat]
-    told = ", ".join(f"{k}={_shown(v)}" for k, v in (varied or q.given).items())
+    told = ", ".join(f"{k}={_shown(v)}" for k, v in varied.items())
     ours = {"home": str(home.root)} if "home" in takes else {}
     return Job(
         _hash(*facts)[:16],
