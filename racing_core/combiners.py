@@ -132,15 +132,19 @@ def weighted_parts(
 # %% ../nbs/45a_combiners.ipynb #cell009
 @dataclass
 class Average(Weighted):
-    "Scores over their standard deviation, then one scale."
+    "Scores over their standard deviation, each with a given share of the say, then one scale."
 
     kind = "average"
     relative = True
+    shares: tuple[float, ...] = ()  # of the models, in their order; equal ones by default
 
     def fit(self, scores: np.ndarray, races: Races, later: np.ndarray) -> Self:
-        "A scale for each score, and one for their sum."
-        size = scores.std(axis=0)
-        each = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
+        "A scale for each score, and one for their sum; `BadInput` where the shares are no shares."
+        size, says = scores.std(axis=0), np.array(self.shares or np.ones(scores.shape[1]))
+        if says.shape != size.shape or not (says >= 0).all() or not says.sum() > 0:
+            expected = f"{len(size)} numbers, none negative, not all 0"
+            raise BadInput("no shares of these models", got=self.shares, expected=expected)
+        each = np.divide(says, size, out=np.zeros_like(size), where=size > 0)
         scale = likelihood_weights((scores @ each)[:, None], races.y.win, races.race)[0]
         self.weights = scale * each
         return self

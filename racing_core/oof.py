@@ -27,6 +27,8 @@ from .odds import centred
 __all__ = [
     "Folds",
     "FUTURE",
+    "FORM",
+    "CARDS",
     "grouped",
     "folds_of",
     "Fit",
@@ -72,6 +74,7 @@ class Fit:
     scores: np.ndarray  # utilities of these rows
     seconds: float  # to fit and to score
     size: int  # bytes of the saved model
+    card_ms: float  # median milliseconds to score one race
     kept: bool = False  # was it read from the cache?
 
 
@@ -109,9 +112,13 @@ def fold_digest(
     )
 
 
+FORM = 2  # of what is kept of a fit: it has the time of a card
+CARDS = 15  # races that this time is the median of
+
+
 def _key(model: Model, rows: str) -> str:
     "What a fit hangs on: the kind of model and its code, its settings, and the rows."
-    return _bytes(model.kind, code_of(type(model)), params(model), rows)
+    return _bytes(model.kind, code_of(type(model)), params(model), rows, FORM)
 
 
 def fit_once(
@@ -128,15 +135,29 @@ def fit_once(
 
     def work() -> dict:
         began = time.perf_counter()
-        given = None if offset is None else offset[train]
-        scores = model.fit(X.rows(train), y.rows(train), given).score(X.rows(score))
-        return dict(scores=scores, seconds=time.perf_counter() - began, size=_size(model))
+        given, asked = None if offset is None else offset[train], X.rows(score)
+        scores = model.fit(X.rows(train), y.rows(train), given).score(asked)
+        seconds = time.perf_counter() - began
+        return dict(
+            scores=scores, seconds=seconds, size=_size(model), card_ms=_card_ms(model, asked)
+        )
 
     if cache is None:
         return Fit(**work())
     key = _key(model, rows or fold_digest(X, y, train, score, offset))
     found, kept = remembered_arrays(cache / model.kind / f"{key[:32]}.npz", work)
-    return Fit(found["scores"], float(found["seconds"]), int(found["size"]), kept)
+    numbers = float(found["seconds"]), int(found["size"]), float(found["card_ms"])
+    return Fit(found["scores"], *numbers, kept)
+
+
+def _card_ms(model: Model, X: Matrix) -> float:
+    "Median milliseconds of one race."
+    took = []
+    for race in range(min(CARDS, X.race[-1] + 1)):
+        card, began = X.rows(X.race == race), time.perf_counter()
+        model.score(card)
+        took.append(1000 * (time.perf_counter() - began))
+    return float(np.median(took))
 
 
 def _size(model: Model) -> int:

@@ -27,6 +27,7 @@ from racing_core.app import (
     research,
     results,
     runs,
+    tuning,
 )
 from .options import HomeOption, examples
 from .terminal import Shared, say
@@ -49,19 +50,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (
+_GROUPS = (
     results,
     collections,
     features,
     research,
     experiments,
     comparison,
+    tuning,
     runs,
     promotion,
     answers,
     betting,
     house,
-):
+)
+for group in _GROUPS:
     app.add_typer(group.commands)
 
 
