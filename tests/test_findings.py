@@ -107,7 +107,7 @@ def test_a_metric_is_added_in_one_place(walked, tmp_path, monkeypatch):
     assert "dearest winner" in said["report"] and f"{value:.2f}" in said["report"]
     assert "dearest winner" in said["terminal"] and f"{value:.2f}" in said["terminal"]
     assert json.loads(said["json"])["boards"]["combined"]["longest_price"]["value"] == value
-    assert tracking.headline(to_json(finding))["combined.longest_price"]["value"] == value
+    assert tracking.headline(to_json(finding))["longest_price"]["value"] == value
     monkeypatch.setitem(metrics.METRICS, longest.name, replace(longest, table="order"))
     assert "dearest winner" in pages.ranking(finding)
     assert "dearest winner" not in pages.comparison(finding)

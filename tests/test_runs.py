@@ -151,5 +151,5 @@ def test_two_first_runs_at_once(tmp_path):
     )
     together(code, place, times=3)
     assert len(rows(place, "select run_uuid from runs where status = 'FINISHED'")) == 3
-    assert len(rows(place, "select name from experiments where name = 'racing backtest'")) == 1
+    assert len(rows(place, "select name from experiments where name = 'GodTier_Ensemble_v2'")) == 1
     assert sorted(r.settings["me"] for r in tracking.runs(place)) == [0, 1, 2]

@@ -22,6 +22,7 @@ from racing_core.app import (
     comparison,
     experiments,
     features,
+    frozen,
     house,
     promotion,
     research,
@@ -35,8 +36,8 @@ from ..errors import BadInput, Leak, Tampered, as_error
 
 # %% ../../nbs/99_app.main.ipynb #cell005
 _CODES = (
-    "Exit codes: 0 done, 1 a fault of ours, of the machine (doctor) or of a source (fetch), 2 bad"
-    " usage or input, 3 leak or tripwire, 4 damaged or tampered files."
+    "Exit codes: 0 done, 1 a fault of ours, of the machine (doctor) or of a source (fetch), or a job"
+    " that made nothing or less than it should, 2 bad usage or input, 3 leak or tripwire, 4 damaged or tampered files."
 )
 _EXAMPLES = examples(
     "racing run",
@@ -63,6 +64,7 @@ _GROUPS = (
     answers,
     betting,
     house,
+    frozen,
 )
 for group in _GROUPS:
     app.add_typer(group.commands)

@@ -27,10 +27,11 @@ from ..lab.notebook import code_of as notebook_code
 from ..memo import remembered
 from ..models.base import code_of
 from ..pipeline import recipe
-from ..release.registry import aliases, promote
+from ..release.registry import aliases, follow, promote
 from ..pages.report import publish
 from ..serving.answer import Prediction
 from ..serving.contract import Card
+from ..serving.examination import examine
 from ..serving.predictor import Predictor, sample_card
 from ..simulate import simulate
 from ..starts import SAID
@@ -367,16 +368,24 @@ def _bundle(job: Job, key: dict) -> dict:
         } | dict(folder=str(folder))
 
     r, before = job.once("bundle", key, _verified, work)
-    state = (
-        aliases(job.home)
-        if aliases(job.home)["champion"]
-        else promote(job.home, folder, "champion", now)
-    )
-    role = (
-        "the champion" if state["champion"] == r["version"] else f"champion is {state['champion']}"
-    )
+    champion = aliases(job.home)["champion"]
+    if champion is None:
+        champion, role = _first_champion(job, folder, now)
+    else:
+        role = "the champion" if champion == r["version"] else f"champion is {champion}"
     job.tell("bundle", _line(f"{r['name']} {r['version']}", role, before))
-    return r | dict(champion=state["champion"])
+    return r | dict(champion=champion)
+
+
+def _first_champion(job: Job, folder: Path, now: datetime) -> tuple[str | None, str]:
+    "The version that answers from now on, if its gates are open, and a word for the reader."
+    found = examine(job.home, folder, "champion", now, job.progress)
+    if found.shut:
+        said = "; ".join(gate.line for gate in found.shut)
+        return None, f"no champion, since gates did not open: {said}"
+    state = promote(job.home, folder, "champion", now, found.gates, by="racing run")
+    follow(job.home)
+    return state["champion"], f"the champion, {len(found.gates)} gates open"
 
 
 # %% ../../nbs/94_app.mainjob.ipynb #cell019

@@ -27,7 +27,7 @@ from racing_core.data.notations import (
 )
 from .racebase import match_columns
 from ..errors import BadInput
-from ..schema import PRICES, RACES, RESULTS, RUNNERS, Table, conform, violations
+from ..schema import PRICES, RACES, RESULTS, RUNNERS, WEATHER, Table, conform, violations
 
 # %% ../../nbs/17_data.cards.ipynb #cards-text
 MAX_BYTES = 5_000_000
@@ -57,6 +57,7 @@ def as_text(
 
 # %% ../../nbs/17_data.cards.ipynb #cell005
 _ABOVE = ["race_id", "source", "jurisdiction", "date", "course", "race_no"]
+_SKY = [c for c in WEATHER.columns if c not in ("race_id", "origin")]
 _DECIMAL = "odds weight weight_kg weight_lb body_weight_kg rating prize".split()
 
 
@@ -160,6 +161,7 @@ def _values(raw: pl.DataFrame, file: str, quarantine: Quarantine) -> pl.DataFram
         trainer_id="trainer",
         trainer_name="trainer",
         off_utc=pl.lit(None, pl.Datetime("us", "UTC")),
+        origin=pl.lit("card"),
     )
 
 
@@ -179,9 +181,9 @@ def _judge(out: pl.DataFrame, quarantine: Quarantine):
     for c in REQUIRED:
         lost = out.filter(pl.col(c).is_null())
         quarantine.add(lost.with_columns(got=pl.lit("nothing")), c, "a value")
-    for table in (RACES, RUNNERS):
+    for table in (RACES, RUNNERS, WEATHER):
         _out_of_range(out, table, quarantine)
-    for c in [c for c in RACES.columns if c != "race_id"]:
+    for c in [*(c for c in RACES.columns if c != "race_id"), *_SKY]:
         other = out.filter(pl.col(c) != pl.col(c).drop_nulls().first().over("race_id"))
         said = other.with_columns(got=pl.col(c).cast(pl.String))
         quarantine.add(said, c, "what the race's first line says")
@@ -222,7 +224,7 @@ def _head(column: str, names: dict[str, str]) -> str:
 
 def _report(faults: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     "Faults by row under the file's own heads; one of the race is told once."
-    of_race = pl.col("column").is_in([*RACES.columns, "distance"])
+    of_race = pl.col("column").is_in([*RACES.columns, *_SKY, "distance"])
     once = faults.with_columns(runner=pl.when(~of_race).then("row")).unique(
         ["race_id", "column", "got", "runner"], keep="first", maintain_order=True
     )
@@ -241,13 +243,16 @@ def _tables(out: pl.DataFrame) -> dict[str, pl.DataFrame]:
     first = (pl.col(c).drop_nulls().first() for c in RACES.columns if c != "race_id")
     heads = out.group_by("race_id", maintain_order=True).agg(first)
     heads = heads.with_columns(pl.col("race_type").fill_null("flat"))
+    sky = out.group_by("race_id", maintain_order=True).agg(pl.col(_SKY).drop_nulls().first())
+    sky = sky.filter(~pl.all_horizontal(pl.col(_SKY).is_null()))
+    sky = sky.with_columns(origin=pl.lit("card"))
     gone = pl.col("non_runner").eq_missing("yes")
     waits = pl.col("reserve").eq_missing("yes") & pl.col("promoted").ne_missing("yes")
     kind = pl.col("price_kind").fill_null("fixed")
     moment = pl.col("as_of").fill_null("close")
     priced = out.filter(pl.col("odds").is_not_null()).with_columns(moment=moment, kind=kind)
     still = out.filter(gone | waits).select("race_id", "runner_no", status=pl.lit("non_runner"))
-    parts = [(RACES, heads), (RUNNERS, out), (PRICES, priced), (RESULTS, still)]
+    parts = [(RACES, heads), (RUNNERS, out), (PRICES, priced), (RESULTS, still), (WEATHER, sky)]
     tables = {
         t.name: conform(df.select(c for c in df.columns if c in t.columns), t).sort(t.key)
         for t, df in parts
@@ -341,12 +346,15 @@ def as_requests(
     runners = card.tables["runners"].rename({"jockey_id": "jockey", "trainer_id": "trainer"})
     runners = runners.join(odds, on=key, how="left").join(gone, on=key, how="left")
     runners = runners.join(entries, on=key, how="left").sort("runner_no")
-    races = card.tables["races"].sort("date", "course", "race_no")
+    races = card.tables["races"].join(
+        card.tables["weather"].drop("origin"), on="race_id", how="left"
+    )
+    races = races.sort("date", "course", "race_no")
     requests = []
     for race in races.with_columns(pl.col("date").cast(pl.String)).rows(named=True):
         own = [] if race["source"] == "card" else ["race_id", "source"]
         field = runners.filter(pl.col("race_id") == race["race_id"]).rows(named=True)
         listed = [_known(runner, _RUNNER_OUT) for runner in field]
         priced = _known(field[0], ["price_kind", "as_of"])
-        requests.append(_known(race, own + _RACE_OUT) | priced | {"runners": listed})
+        requests.append(_known(race, own + _RACE_OUT + _SKY) | priced | {"runners": listed})
     return requests

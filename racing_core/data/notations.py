@@ -47,6 +47,11 @@ RACE_NAMES = {
     "currency": ["currency"],
     "price_kind": ["price_kind", "market"],
     "as_of": ["as_of", "moment"],
+    "sky": ["sky", "weather"],
+    "temperature_c": ["temperature_c", "temperature"],
+    "precipitation_mm": ["precipitation_mm", "rain_mm"],
+    "wind_speed_ms": ["wind_speed_ms"],
+    "humidity_pct": ["humidity_pct", "humidity"],
 }
 RUNNER_NAMES = {
     "runner_no": ["runner_no", "no", "number", "num"],
@@ -102,10 +107,11 @@ def _letters(pattern: str) -> Callable[[pl.Expr], pl.Expr]:
     return lambda e: text(e).str.to_uppercase().str.extract(f"^({pattern})$")
 
 
-_TEXTS = "race_id source course name rail horse_id horse_name jockey trainer gear label".split()
+_TEXTS = "race_id source course name rail sky horse_id horse_name jockey trainer gear label".split()
 _WHOLES = "race_no rating_low rating_high runner_no draw age distance_m interest".split()
 _FLAGS = "non_runner reserve promoted".split()
 _NUMBERS = "prize rating body_weight_kg weight_kg weight_lb".split()
+_NUMBERS += "temperature_c precipitation_mm wind_speed_ms humidity_pct".split()
 _HOW = {
     **dict.fromkeys(_TEXTS, (plain, "at most 100 characters")),
     **dict.fromkeys(_WHOLES, (integer, "a whole number")),

@@ -70,6 +70,7 @@ class Run:
     about: str = ""  # a sentence for people
     process: str = ""  # that does the work: host:pid:when it began
     beat: str = ""  # ISO time of the last sign of life
+    experiment: str = ""  # of MLflow; none: it never heard of the run
 
     @property
     def settings_hash(self) -> str:

@@ -51,6 +51,7 @@ __all__ = [
     "room_for",
     "write",
     "manifest_bytes",
+    "manifest_alone",
     "manifest_of",
     "Bundle",
     "read",
@@ -292,12 +293,19 @@ def _opened(folder: Path, manifest: dict) -> Iterator[tuple[str, bytes]]:
         yield path, data
 
 
+def manifest_alone(
+    folder: Path,
+) -> dict:
+    "The manifest of a bundle, as it says itself; its files are not opened."
+    return _believed(manifest_bytes(folder), Path(folder) / "manifest.json")
+
+
 def manifest_of(
     folder: Path,
 ) -> dict:
     "The manifest of a bundle, its files verified."
     folder = Path(folder)
-    manifest = _believed(manifest_bytes(folder), folder / "manifest.json")
+    manifest = manifest_alone(folder)
     for _ in _opened(folder, manifest):
         pass
     return manifest
@@ -329,7 +337,7 @@ def read(
 ) -> Bundle:
     "Verify a bundle, then load it."
     folder = Path(folder)
-    manifest = _believed(manifest_bytes(folder), folder / "manifest.json")
+    manifest = manifest_alone(folder)
     if gone := sorted(set(manifest["features"]) - set(features())):
         raise _stale(manifest, [f"{name} (no longer made)" for name in gone], folder)
     place = _memory(folder)

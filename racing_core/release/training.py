@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ..betting.exotics import learn_powers
@@ -21,7 +22,8 @@ from ..features.matrix import History
 from ..folds import Races
 from ..lab.tracking import Run, headline, note, tracked
 from ..lab.walk import last_window
-from ..metrics import delta_r2, summary
+from ..market import weight_of
+from ..metrics import delta_r2, ece, summary
 from ..pipeline import Pipeline, answered
 from ..pipeline import recipe as recipe_of
 from ..records import to_json
@@ -49,10 +51,12 @@ def _evidence(pipeline: Pipeline, own: Races) -> dict:
     figures = {
         name: dict(races=b.races) | {k: to_json(b[k]) for k in kept} for name, b in boards.items()
     }
+    best = stages[answered(stages)]
     if "market" in stages:
-        best = stages[answered(stages)]
         gain = delta_r2(best, stages["market"], own.y.win, own.race, own.dates)
         figures["delta_r2"] = to_json(gain)
+    slope = weight_of(np.log(best), own.y.win, own.race, own.dates)
+    figures["calibration"] = dict(slope=to_json(slope), ece=ece(best, own.y.win))
     return figures
 
 
