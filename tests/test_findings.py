@@ -18,6 +18,7 @@ from racing_core.folds import Races
 from racing_core.lab import backtest as lab
 from racing_core.lab import contest, notebook, tracking
 from racing_core.lab.ablation import quick
+from racing_core.lab.headline import parts
 from racing_core.lab.walk import last_window, walk
 from racing_core.market import YARDSTICKS
 from racing_core.models.base import KINDS
@@ -73,7 +74,7 @@ def shown(finding, tmp_path, predictions) -> dict[str, str]:
         "picture": plots.svg(plots.ladder(finding.boards)),
         "terminal": terminal.scoreboard(read | dict(report="r.html")),
         "json": file.read_text(encoding="utf-8"),
-        "mlflow": " ".join(tracking.headline(to_json(finding))),
+        "mlflow": " ".join(p.name for p in parts(to_json(finding))),
     }
 
 

@@ -116,7 +116,7 @@ def test_the_page_holds_what_a_reader_wants(page):
     assert [what for what in WANTED if what not in text] == []
     order = [text.index(f'<td class="text">{name}<small>') for name in ORDER]
     assert order == sorted(order)
-    assert text.count("<svg") == 7, "five pictures, two of them also for a narrow page"
+    assert text.count("<svg") == 9, "six pictures, three of them also for a narrow page"
 
 
 def test_the_page_shows_no_code_and_fetches_nothing(page):
@@ -170,7 +170,20 @@ def test_the_run_is_logged(house, page):
     for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
         assert run.data.metrics[f"r2{name}"] == pytest.approx(r2[end])
     kept = house.runs / ".mlflow" / run.info.run_id / "artifacts"
-    assert {"result.json", "predictions.parquet", "run.json"} <= {f.name for f in kept.iterdir()}
+    files = {f.name for f in kept.iterdir()}
+    assert {"result.json", "predictions.parquet", "run.json", "10_backtest.ipynb"} <= files
+    assert {"environment.txt", "features.json", "reconciliation.json", "ranks.png"} <= files
+    first = run.data.tags["racing.importances"].split(", ")
+    assert len(first) == 10 and set(first) <= account.features.keys()
+    assert 14 <= len(run.data.metrics) <= 45 and run.inputs.dataset_inputs
+    below = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    )
+    names = {r.info.run_name: r for r in below}
+    assert {"model=lightgbm_softmax", f"fold={FROM[:4]}"} <= names.keys()
+    assert names["model=market"].data.metrics.keys() >= {"r2", "r2_low", "r2_high"}
+    above = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert above.info.run_name == "best_v1"
     assert account.id in page[0].read_text(encoding="utf-8")
 
 

@@ -176,7 +176,7 @@ def open_run(
     if not file.is_file():
         return None
     told = json.loads(file.read_text(encoding="utf-8"))
-    seen = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    seen = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
     known = {f.name for f in fields(Run)}
     told = {k: v for k, v in told.items() if k in known} | dict(beat=told.get("ended") or seen)
     return Run(folder=Path(folder), **told)

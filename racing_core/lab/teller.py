@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..config import Home, locked
+from .database import QUIET, refusal
 from .spool import Event, Refused
 
 # %% auto #0
 __all__ = [
     "PATIENCE_S",
-    "QUIET",
     "BRIEF",
     "TRAINING",
     "LINKED",
@@ -35,7 +36,6 @@ __all__ = [
 
 # %% ../../nbs/60_lab.teller.ipynb #mi5
 PATIENCE_S = 3  # for an answer of the store
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
 BRIEF = {  # a request is made once: what is repeated blindly may be done twice
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -72,7 +72,8 @@ def away(
             with closing(sqlite3.connect(file, timeout=PATIENCE_S)) as db:
                 db.execute("begin immediate")
     except Exception as e:  # whatever a driver may raise
-        lines = str(e).strip().splitlines()
+        secret = urlsplit(uri).password or ""
+        lines = str(e).replace(secret, "…" if secret else "").strip().splitlines()
         return f"{type(e).__name__}: {lines[0][:200]}" if lines else type(e).__name__
     return None
 
@@ -175,8 +176,11 @@ class _Teller:
         if (found := seek(self.client, experiment, event.run)) is None:
             self.client.create_run(experiment, event.at, tags, facts["name"][:250])
             found = seek(self.client, experiment, event.run)
-        self._batch(found.info.run_id, event.at, params=facts["params"])
-        return found.info.run_id
+        run = found.info.run_id
+        self._batch(run, event.at, params=facts["params"], metrics=facts.get("metrics", ()))
+        if facts.get("status"):
+            self._end(run, event.at, facts["status"])
+        return run
 
     def _parent(self, experiment: str, event: Event) -> str | None:
         "The run above: one of ours, or that of a family, which is made when it is first needed."
@@ -186,10 +190,8 @@ class _Teller:
         if not family:
             return None
         name, about = family["name"], family["about"]
-        facts = dict(name=name, tags={"mlflow.note.content": about}, params={})
-        above = self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
-        self._end(above, event.at, "FINISHED")
-        return above
+        facts = dict(name=name, tags={"mlflow.note.content": about}, params={}, status="FINISHED")
+        return self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
 
     def _batch(self, run: str, at: int, params=(), metrics=(), tags=(), **_: Any) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -257,7 +259,7 @@ def teller(
 
     def give(event: Event) -> None:
         if not state:
-            if why := away(home):
+            if why := refusal(home) or away(home):
                 raise ConnectionError(why)
             state.append(_Teller(home))
         try:

@@ -5,9 +5,8 @@
 # %% ../../nbs/60_lab.tracking.ipynb #cell002
 from __future__ import annotations
 
-import math
+import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -24,19 +23,17 @@ from ..config import Home
 from ..errors import BadInput
 from . import spool
 from .account import Run, beat, find, lost, note, open_run, opened, runs
+from .headline import headline, numbers, parts, word
+from .keepsakes import keepsakes, most_important
 from .looks import look, looks
-from .teller import QUIET, client_of, experiment_of, linked, seek, teller
-from ..metrics import METRICS, NDCG_AT
+from .teller import client_of, experiment_of, linked, seek, teller
 
-_all_ = ["QUIET", "Run", "find", "look", "looks", "lost", "note", "open_run", "runs"]
+_all_ = ["Run", "find", "headline", "look", "looks", "lost", "note", "open_run", "runs"]
 
 # %% auto #0
 __all__ = [
-    "ANSWERS",
-    "MONEY",
     "EXPERIMENT",
     "BEAT_S",
-    "headline",
     "deliver",
     "begin",
     "end",
@@ -47,9 +44,9 @@ __all__ = [
     "delivering",
     "mirrored",
     "serve",
-    "QUIET",
     "Run",
     "find",
+    "headline",
     "look",
     "looks",
     "lost",
@@ -57,49 +54,6 @@ __all__ = [
     "open_run",
     "runs",
 ]
-
-# %% ../../nbs/60_lab.tracking.ipynb #cell014
-ANSWERS = ("combined", "blend", "fundamental")  # the stage that answers: the first there is
-MONEY = ("roi", "growth", "max_drawdown", "sharpe")
-
-
-def headline(
-    found: dict,  # a finding as JSON: boards or contestants, delta_r2, bankroll
-) -> dict[str, dict]:  # name to value, low, high
-    "The figures to compare runs by: those of the stage that answers, as `METRICS` names them."
-    entries = found.get("contestants", [])
-    boards = found.get("boards") or {e["name"]: e["board"] for e in entries}
-    gain = found.get("delta_r2") or next(
-        (e["adds"] for e in entries if e["name"] == "pipeline"), None
-    )
-    told = {"delta_r2": gain} if gain else {}
-    answer = found.get("answer") or next((s for s in (*ANSWERS, "pipeline") if s in boards), "")
-    kept = [name for name, metric in METRICS.items() if metric.table == "winner"]
-    board = boards.get(answer, {})
-    told |= {k: board[k] for k in (*kept, *(f"ndcg_linear@{k}" for k in NDCG_AT)) if k in board}
-    money = found.get("bankroll") or {}
-    for name in MONEY:
-        if (value := money.get(name)) is not None:
-            known = isinstance(value, dict)
-            told[name] = value if known else dict(value=value, low=None, high=None)
-    return told
-
-
-def _numbers(figures: dict[str, dict]) -> dict[str, float]:
-    "Each figure and the ends of its interval, as MLflow names and takes them."
-    flat = {}
-    for name, figure in figures.items():
-        ends = {"": figure["value"], "_low": figure.get("low"), "_high": figure.get("high")}
-        key = _word(name.replace("@", "_at_"))
-        told = {f"{key}{end}": float(x) for end, x in ends.items() if x is not None}
-        flat |= {k: x for k, x in told.items() if math.isfinite(x)}
-    return flat
-
-
-def _word(name: str) -> str:
-    "A name as MLflow allows it."
-    return re.sub(r"[^\w\-. /]", "_", name)[:240]
-
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell016
 EXPERIMENT = "GodTier_Ensemble_v2"  # of MLflow, unless RACING_EXPERIMENT names another
@@ -154,7 +108,7 @@ def _begun(home: Home, run: Run) -> None:
     facts = dict(commit=run.commit or "not under version control", dirty=run.dirty)
     facts |= dict(settings_hash=run.settings_hash, features_hash=run.features_hash)
     facts |= {f"version.{k}": v for k, v in run.versions.items()}
-    params = {_word(k): v for k, v in (_inherited(home, run) | run.settings | facts).items()}
+    params = {word(k): v for k, v in (_inherited(home, run) | run.settings | facts).items()}
     tags = {"racing.kind": run.kind, "racing.source": run.source, "mlflow.note.content": run.about}
     tags |= {"mlflow.source.name": f"racing {run.kind}", "mlflow.source.type": "LOCAL"}
     tags |= {"mlflow.source.git.commit": run.commit} if run.commit else {}
@@ -170,14 +124,30 @@ def _closed(home: Home, run: Run) -> None:
         return
     at, told = _ms(run.ended), dict(experiment=run.experiment)
     params = {k: v for k, v in dict(data=run.data, looks=run.looks).items() if v not in (None, "")}
-    figures = dict(metrics=_numbers(run.figures), params=params, tags=run.tags)
+    first = most_important(run.folder)
+    tags = run.tags | ({"racing.importances": ", ".join(first)} if first else {})
+    figures = dict(metrics=numbers(run.figures), params=params, tags=tags)
     spool.put(home, run.id, "batch", at, **told, **figures)
     if run.data:
         data = dict(name=run.source, digest=run.data, source=f"store/{run.source}")
         spool.put(home, run.id, "inputs", at, **told, **data)
     spool.put(home, run.id, "files", at, **told, folder=_place(home, run.folder))
     state = {"finished": "FINISHED", "failed": "FAILED"}.get(run.state, "KILLED")
+    for event in _parts(home, run, told):
+        spool.put(home, **event)
     spool.put(home, run.id, "end", at, **told, status=state)
+
+
+def _parts(home: Home, run: Run, told: dict[str, str]) -> Iterator[dict[str, Any]]:
+    "Small runs below a run: the models and years that its finding is made of."
+    file = run.folder / "result.json"
+    found = json.loads(file.read_bytes()) if file.is_file() else {}
+    params = {word(k): v for k, v in (_inherited(home, run) | run.settings).items()}
+    for i, part in enumerate(parts(found)):
+        tags = {"racing.kind": part.kind, "racing.source": run.source}
+        more = dict(name=part.name, params=params, tags=tags, parent=run.id, status="FINISHED")
+        at, one = _ms(run.started) + i, f"{run.id}/{part.name}"
+        yield dict(run=one, what="start", at=at, metrics=numbers(part.figures), **told, **more)
 
 
 def _place(home: Home, folder: Path) -> str:
@@ -247,6 +217,8 @@ def end(
     "Close the account, with what was noted meanwhile, and tell MLflow."
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     run = note(run.folder, state=state, ended=now)
+    with _harmless("not all about it is kept"):
+        keepsakes(home, run)
     with _harmless("MLflow has not heard of its end"):
         _closed(home, run)
         deliver(home)
@@ -267,7 +239,7 @@ def add(
         return known
     with _harmless("MLflow has not heard what was added"):
         told = dict(experiment=known.experiment)
-        spool.put(home, known.id, "batch", **told, metrics=_numbers(figures or {}), tags=tags or {})
+        spool.put(home, known.id, "batch", **told, metrics=numbers(figures or {}), tags=tags or {})
         place = _place(home, known.folder)
         spool.put(home, known.id, "files", **told, folder=place, only=["run.json"])
         deliver(home)

@@ -255,7 +255,7 @@ def ranks(
     "Ranks that were given against places that were reached, as shares of each rank."
     shares, k, narrow = found.shares, found.k, width < 6
     names = [str(i) for i in range(1, k)] + [f"{k}+"]
-    with canvas(min(width, 0.5 * k + 1.2), 0.42 * k + 0.9) as (figure, ax):
+    with canvas(width, 0.26 * k + 0.9) as (figure, ax):
         ax.imshow(shares, cmap="GnBu", vmin=0, vmax=max(0.3, shares[:-1, :-1].max()), aspect="auto")
         for i, j in np.ndindex(k, k):
             look = dict(ha="center", va="center", fontsize=6.5 if narrow else 8)
