@@ -372,6 +372,7 @@ def ask(where, *argv, code=0, capsys=None) -> dict:
 def test_a_shut_gate_refuses_by_name_and_a_reason_is_recorded(copy, capsys, monkeypatch):
     run = bundle.manifest_of(copy.bundles / "seed")["made"]["run"]
     monkeypatch.setenv("RACING_GATE_SIZE_MB", "0.001")
+    assert registry.locate(copy, run[:6]) == tracking.find(copy, run).folder / "bundle"
     told = ask(copy, "promote", run, "--to", "challenger", code=2, capsys=capsys)
     assert "(size)" in told["what"] and "0.001 MB" in told["got"] and "--force" in told["do"]
     assert registry.aliases(copy)["challenger"] is None
@@ -397,6 +398,7 @@ def test_a_shut_gate_refuses_by_name_and_a_reason_is_recorded(copy, capsys, monk
     assert names == dict(champion=first["version"], challenger=last["version"])
     heard, _ = tracking.mirrored(copy, tracking.find(copy, run))
     assert versions[held["challenger"]].run_id == heard
+    assert versions[held["challenger"]].source.endswith(f"{heard}/artifacts/bundle")
     assert registry.mirror_titles(copy) == [], "asking twice changes nothing"
     client.delete_registered_model_alias("simulated", "champion")
     assert registry.mirror_titles(copy) == [f"champion of simulated is {first['version']}"]
