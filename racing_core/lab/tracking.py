@@ -43,6 +43,7 @@ __all__ = [
     "reclaim",
     "delivering",
     "mirrored",
+    "page",
     "serve",
     "Run",
     "find",
@@ -89,7 +90,7 @@ def _inherited(home: Home, run: Run) -> dict[str, Any]:
     above: dict[str, Any] = {}
     while run.parent:
         places = home.runs.glob(f"**/*{run.parent}/run.json")
-        with suppress(BadInput):
+        with suppress(BadInput, ValueError):
             over = open_run(file.parent) if (file := next(places, None)) else find(home, run.parent)
             above, run = over.settings | above, over
             continue
@@ -133,9 +134,9 @@ def _closed(home: Home, run: Run) -> None:
         spool.put(home, run.id, "inputs", at, **told, **data)
     spool.put(home, run.id, "files", at, **told, folder=_place(home, run.folder))
     state = {"finished": "FINISHED", "failed": "FAILED"}.get(run.state, "KILLED")
+    spool.put(home, run.id, "end", at, **told, status=state)
     for event in _parts(home, run, told):
         spool.put(home, **event)
-    spool.put(home, run.id, "end", at, **told, status=state)
 
 
 def _parts(home: Home, run: Run, told: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -347,6 +348,18 @@ def mirrored(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
+def page(
+    home: Home,
+    port: int = 5000,  # of `serve`
+) -> str:
+    "The address of our runs in MLflow's pages: of the server that keeps them, or of one of ours."
+    name = os.environ.get("RACING_EXPERIMENT") or EXPERIMENT
+    number = experiment_of(home, client_of(home), name)
+    kept = home.tracking_uri.startswith("http")
+    root = home.tracking_uri.rstrip("/") if kept else f"http://127.0.0.1:{port}"
+    return f"{root}/#/experiments/{number}/runs?workflowType=machine_learning"
+
+
 def serve(
     home: Home,
     port: int = 5000,
