@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMITS = Limits(hang_s=120, total_s=300)
 PARAMETERS = 'x = 0\nonce = ""\nsource = "simulated"\nhome = None\nout = "."'
 BODY = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from helper import doubled
 if once and x == 1 and not list(Path(once).iterdir()):
@@ -43,6 +43,10 @@ if once and x == 1 and not list(Path(once).iterdir()):
 if x == 2 and Path(out, "run.json").exists():
     from racing_core.lab.tracking import note
     note(out, figures=dict(doubled=dict(value=doubled(x))))
+if x == 4 and Path(out, "run.json").exists():  # nobody beats it but the worker
+    os.utime(file := Path(out, "run.json"), (0, 0))
+    while not file.stat().st_mtime:
+        time.sleep(0.1)
 Path(out, "result.json").write_text(str(doubled(x)))
 Path(out, "home").write_text(str(home))
 """
