@@ -47,7 +47,7 @@ if x == 4 and Path(out, "run.json").exists():  # nobody beats it but the worker
     os.utime(file := Path(out, "run.json"), (0, 0))
     while not file.stat().st_mtime:
         time.sleep(0.1)
-Path(out, "result.json").write_text(str(doubled(x)))
+Path(out, "doubled.txt").write_text(str(doubled(x)))
 Path(out, "home").write_text(str(home))
 """
 
@@ -220,7 +220,7 @@ def test_six_notebooks_on_two_workers_of_which_one_is_killed(dask, experiment, s
     assert [(r.name, r.state) for r in accounts] == [(f"x={k}", "finished") for k in range(6)]
     assert accounts[2].figures["doubled"]["value"] == 4  # noted on a worker
     for k, run in enumerate(accounts):
-        assert (run.folder / "result.json").read_text() == str(2 * k)
+        assert (run.folder / "doubled.txt").read_text() == str(2 * k)
         executed = json.loads((run.folder / "toy.ipynb").read_text())
         assert executed["cells"][-1]["execution_count"], "the executed notebook has come home"
     assert depot.names() == sorted(j.id for j in x.jobs)
