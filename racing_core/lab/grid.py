@@ -166,10 +166,8 @@ def begin(
     planned = jobs(question, home)
     with locked(home.runs / "experiments"):
         folder = _place(home, question, resume)
+        tracking.reclaim(home, datetime.now(UTC))
         run = _account(home, folder, question)
-        for left in attempts(folder):
-            if tracking.lost(left, datetime.now(UTC)):
-                tracking.end(home, left, "failed: lost")
         states = states_of(folder, [job.id for job in planned])
         first = max(map(_number, folder.glob("[0-9]*-*")), default=0) + 1
         todo = [job for job in planned if states[job.id] != "finished"]
@@ -290,7 +288,7 @@ def run(
 ) -> Iterator[Outcome]:  # of what was still to be done
     "Go through an experiment; whoever closes the iterator stops it."
     book = _Book(x)
-    with book.beating():
+    with book.beating(), tracking.delivering(x.home):
         results = executor.outcomes(book.begun(x.todo), limits, tell)
         try:
             for outcome in results:
