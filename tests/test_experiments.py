@@ -57,11 +57,12 @@ def told(process: subprocess.Popen, patience_s: float = 400) -> tuple[int, dict,
     return process.returncode, json.loads(out), notes
 
 
-def until(there, patience_s: float = 120):
+def until(there, patience_s: float = 300):
     "Wait for something to be."
     end = time.monotonic() + patience_s
     while not (found := there()):
-        assert time.monotonic() < end, "it did not come"
+        if time.monotonic() > end:
+            pytest.fail("it did not come")
         time.sleep(0.1)
     return found
 
@@ -328,7 +329,8 @@ def test_fail_fast_stops_the_others(tmp_path):
     asked = plan.ask(notebook(tmp_path, code), {}, dict(number=[0, 1, 2, 3]))
     x, came = through(home(tmp_path / "home", env={}), asked, fail_fast=True)
     assert came == {"001-number=0": "failed"}
-    assert list(x.states.values()) == ["failed", "interrupted", "waiting", "waiting"]
+    first, *others, last = x.states.values()  # a third may have begun before the first was heard
+    assert first == "failed" and set(others) <= {"interrupted", "waiting"} and last == "waiting"
     assert grid.experiments(x.home)[0].state == "failed"
 
 

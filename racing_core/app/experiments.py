@@ -9,7 +9,16 @@ __all__ = [
     "ROWS",
     "Scheduler",
     "Place",
-    "Option",
+    "Notebook",
+    "Given",
+    "Grid",
+    "Repeat",
+    "Workers",
+    "Resume",
+    "FailFast",
+    "Memory",
+    "Hang",
+    "Total",
     "Board",
     "drawn",
     "shown",
@@ -256,9 +265,40 @@ def _go(x: Any, executor: Any, workers: int, **how: Any) -> bool:  # was it stop
     return False
 
 
-Option = typer.Option
+# %% ../../nbs/96d_app.experiments.ipynb #ae11a
+Notebook = Annotated[
+    str, typer.Argument(metavar="NOTEBOOK", help="A file, or a report of the package.")
+]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A value for all runs."),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="NAME=A,B,C", help="Values to try; several make a product."),
+]
+Repeat = Annotated[
+    int,
+    typer.Option(min=1, help="Runs of every point; with seeds 0, 1, 2 … if there is a `seed`."),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Kernels at a time on this machine.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the last experiment that was asked the same.")
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", help="Stop everything when a run does not finish.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(metavar="MB", min=1, help="Memory of one run; no limit by default."),
+]
+Hang = Annotated[
+    float, typer.Option(metavar="S", min=1, help="Seconds of silence in a cell until it is ended.")
+]
+Total = Annotated[float, typer.Option(metavar="S", min=1, help="Seconds that one run may take.")]
 
 
+# %% ../../nbs/96d_app.experiments.ipynb #ae11b
 @group.command(
     "run",
     epilog=examples(
@@ -271,38 +311,18 @@ Option = typer.Option
 )
 def run_experiment(
     ctx: typer.Context,
-    notebook: Annotated[
-        str, typer.Argument(metavar="NOTEBOOK", help="A file, or a report of the package.")
-    ],
-    given: Annotated[
-        list[str] | None,
-        Option("-p", "--parameter", metavar="NAME=VALUE", help="A value for all runs."),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        Option("--grid", metavar="NAME=A,B,C", help="Values to try; several make a product."),
-    ] = None,
-    repeat: Annotated[
-        int, Option(min=1, help="Runs of every point; with seeds 0, 1, 2 … if there is a `seed`.")
-    ] = 1,
-    workers: Annotated[int, Option(min=1, help="Kernels at a time on this machine.")] = 2,
+    notebook: Notebook,
+    given: Given = None,
+    grid: Grid = None,
+    repeat: Repeat = 1,
+    workers: Workers = 2,
     scheduler: Scheduler = None,
     depot: Place = None,
-    resume: Annotated[
-        bool, Option("--resume", help="Go on with the last experiment that was asked the same.")
-    ] = False,
-    fail_fast: Annotated[
-        bool, Option("--fail-fast", help="Stop everything when a run does not finish.")
-    ] = False,
-    memory: Annotated[
-        float | None, Option(metavar="MB", min=1, help="Memory of one run; no limit by default.")
-    ] = None,
-    hang: Annotated[
-        float, Option(metavar="S", min=1, help="Seconds of silence in a cell until it is ended.")
-    ] = 1800.0,
-    total: Annotated[
-        float, Option(metavar="S", min=1, help="Seconds that one run may take.")
-    ] = 7200.0,
+    resume: Resume = False,
+    fail_fast: FailFast = False,
+    memory: Memory = None,
+    hang: Hang = 1800.0,
+    total: Total = 7200.0,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:

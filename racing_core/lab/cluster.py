@@ -27,6 +27,7 @@ from uuid import uuid4
 from .. import config
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError, as_error
+from . import account
 from .depot import Depot
 from .grid import Tell
 from .kernels import Host, Limits, Outcome
@@ -149,7 +150,9 @@ _LOOK = 1.0  # seconds between two looks at whether anybody is there
 
 
 @contextmanager
-def _in_touch(parcel: _Parcel) -> Iterator[tuple[Callable[[str, float], None], Event]]:
+def _in_touch(
+    parcel: _Parcel, folder: Path
+) -> Iterator[tuple[Callable[[str, float], None], Event]]:
     "How a job tells home where it is, and the event that ends it when nobody waits any more."
     from distributed import get_worker
 
@@ -165,6 +168,8 @@ def _in_touch(parcel: _Parcel) -> Iterator[tuple[Callable[[str, float], None], E
             task = worker.state.tasks.get(key)
             if task is None or task.state == "cancelled" or "clos" in worker.status.name:
                 stop.set()
+            with suppress(OSError):  # without an account, nobody can think that it is lost
+                account.beat(folder)
             beat(*latest)
 
     worker.log_event(parcel.topic, {"id": parcel.job.id, "on": worker.address})
@@ -183,7 +188,7 @@ def _perform(parcel: _Parcel) -> Outcome:
     with TemporaryDirectory(prefix="racing-", ignore_cleanup_errors=True) as place:
         job = _unpacked(parcel, Path(place), root := _home_of(parcel.job))
         _refuse_other_data(job, root)
-        with _in_touch(parcel) as (beat, stop), Host() as host:
+        with _in_touch(parcel, job.folder) as (beat, stop), Host() as host:
             outcome = host.perform(job, parcel.limits, beat, stop)
         if not stop.is_set():
             _send(parcel.depot, job)
