@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from servers import postgres, postgres_url, s3, s3_store  # noqa: F401
 
 # The same examples every time, or a red run says nothing about the change that it is red for; no
 # deadline, or a busy machine is a fault. `make fuzz` looks for new ones: what it finds becomes an

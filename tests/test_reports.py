@@ -166,14 +166,27 @@ def test_the_run_is_logged(house, page):
     import mlflow
 
     client = mlflow.MlflowClient(house.tracking_uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("racing backtest").experiment_id])
     account = tracking.open_run(page[0].parent)
+    run = client.get_run(tracking.mirrored(house, account)[0])
     assert run.info.status == "FINISHED" and run.data.tags["racing.run"] == account.id
     r2 = result(page[0].parent)["boards"]["combined"]["r2"]
     for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
-        assert run.data.metrics[f"combined.r2{name}"] == pytest.approx(r2[end])
+        assert run.data.metrics[f"r2{name}"] == pytest.approx(r2[end])
     kept = house.runs / ".mlflow" / run.info.run_id / "artifacts"
-    assert {"result.json", "predictions.parquet", "run.json"} <= {f.name for f in kept.iterdir()}
+    files = {f.name for f in kept.iterdir()}
+    assert {"result.json", "predictions.parquet", "run.json", "10_backtest.ipynb"} <= files
+    assert {"environment.txt", "features.json", "reconciliation.json", "ranks.png"} <= files
+    first = run.data.tags["racing.importances"].split(", ")
+    assert len(first) == 10 and set(first) <= account.features.keys()
+    assert 14 <= len(run.data.metrics) <= 45 and run.inputs.dataset_inputs
+    below = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    )
+    names = {r.info.run_name: r for r in below}
+    assert {"model=lightgbm_softmax", f"fold={FROM[:4]}"} <= names.keys()
+    assert names["model=market"].data.metrics.keys() >= {"r2", "r2_low", "r2_high"}
+    above = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert above.info.run_name == "best_v1"
     assert account.id in page[0].read_text(encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from racing_core.app import (
     answers,
     betting,
     collections,
+    experiments,
     features,
     house,
     promotion,
@@ -47,7 +48,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-for group in (results, collections, features, research, runs, promotion, answers, betting, house):
+for group in (
+    results,
+    collections,
+    features,
+    research,
+    experiments,
+    runs,
+    promotion,
+    answers,
+    betting,
+    house,
+):
     app.add_typer(group.commands)
 
 
