@@ -144,11 +144,8 @@ def base(
     frame: pl.DataFrame | None = None,  # features of `starts`; built here by default
 ) -> tuple[Base, pl.DataFrame]:  # and a row per measured starter with the win chance by each model
     "Every model out of fold on the past."
-    began, past = time.perf_counter(), (starts["date"] < before).to_numpy()
-    frame = build(starts) if frame is None else frame
-    frame, starts = frame.filter(past), starts.filter(past)
-    if not len(starts):
-        raise BadInput("nothing to learn from", got=f"no race before {before}", expected="races")
+    began, frame = time.perf_counter(), build(starts) if frame is None else frame
+    starts, frame = _past(starts, frame, before)
     whole = Races.of(starts, frame)
     kept = whole.decided & warm(whole.dates, before)
     races, own = whole.rows(kept), starts.filter(kept)
@@ -176,6 +173,16 @@ def base(
     return found, own.filter(rows).select("race_id", "runner_no", "date", "odds").with_columns(
         **told
     )
+
+
+def _past(
+    starts: pl.DataFrame, frame: pl.DataFrame, before: date
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    "Rows before a day."
+    past = (starts["date"] < before).to_numpy()
+    if not past.any():
+        raise BadInput("nothing to learn from", got=f"no race before {before}", expected="races")
+    return starts.filter(past), frame.filter(past)
 
 
 def _models(
