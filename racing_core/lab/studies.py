@@ -102,16 +102,28 @@ def open_storage(
         _mend(file)
         return journal.JournalStorage(journal.JournalFileBackend(str(file), lock_obj=_Lock(file)))
     try:
-        more = dict(heartbeat_interval=BEAT_S, grace_period=GRACE_S)
-        alive = dict(pool_pre_ping=True)
-        return optuna.storages.RDBStorage(place, engine_kwargs=alive, **more)
+        return _database(place)
     except Exception as e:  # whatever a database and its driver may raise
         head, _, tail = place.partition("://")
         got = f"{head}://{tail.rpartition('@')[2]}"
         expected = "a database that answers, such as postgresql://user@host/studies"
-        raise BadInput(
-            "no studies there", got=got, expected=expected, do=str(e).splitlines()[0]
-        ) from e
+        what = f"no studies there ({type(e).__name__})"
+        raise BadInput(what, got=got, expected=expected) from e
+
+
+def _database(url: str, tries: int = 5) -> Any:
+    "A database; where others make its tables at the same moment, one of them does and the rest look again."
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    alive, more = dict(pool_pre_ping=True), dict(heartbeat_interval=BEAT_S, grace_period=GRACE_S)
+    with _quiet():
+        for k in range(1, tries):
+            try:
+                return RDBStorage(url, engine_kwargs=alive, **more)
+            except (IntegrityError, ProgrammingError):
+                time.sleep(0.2 * k)
+        return RDBStorage(url, engine_kwargs=alive, **more)
 
 
 # %% ../../nbs/66c_lab.studies.ipynb #studies007
