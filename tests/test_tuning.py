@@ -27,7 +27,8 @@ from test_cli import answer
 from racing_core.config import home as home_of
 from racing_core.data.ingest import ingest_world
 from racing_core.errors import BadInput, RacingError
-from racing_core.lab import studies, tracking
+from racing_core.lab import storage as keeping
+from racing_core.lab import tracking
 from racing_core.lab.search import Wish, chosen, order_of, together
 from racing_core.lab.space import (
     Range,
@@ -284,7 +285,7 @@ def test_another_space_data_or_code_is_refused_by_name(order):
 
 def test_a_database_that_is_away_is_refused_without_its_password():
     with pytest.raises(BadInput, match="no studies there") as e:
-        studies.open_storage("postgresql://me:secret@127.0.0.1:1/studies")
+        keeping.open_storage("postgresql://me:secret@127.0.0.1:1/studies")
     assert "secret" not in str(e.value)
 
 
