@@ -282,4 +282,5 @@ def looks(
     tests = sum(e.purpose == "test" for e in entries)
     total = f"{tests} test looks, {len(entries) - tests} for tuning"
     text = "\n".join([head, *lines, total]) if entries else "nobody has looked at anything yet"
-    ctx.obj.answer(dict(looks=entries, tests=tests), text)
+    told = [e.to_json() | dict(purpose=e.purpose, run=e.run) for e in entries]
+    ctx.obj.answer(dict(looks=told, tests=tests), text)
