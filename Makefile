@@ -45,10 +45,11 @@ fuzz: $(VENV)/.test ## the property tests with other examples every time, ROUNDS
 	@for i in $$(seq $(ROUNDS)); do \
 	$(ONE) $(BIN)/python -m pytest -q -n 2 -m hypothesis --hypothesis-profile fuzz $(ARGS) tests || exit 1; done
 
-bench: $(VENV)/.test ## times and memory, which no test asserts: waits, features, the rooms up to the bets
+bench: $(VENV)/.test ## times and memory, which no test asserts: waits, features, the rooms up to the bets, batches
 	@$(ONE) $(BIN)/python benchmarks/waits.py
 	@$(ONE) $(BIN)/python benchmarks/features.py --races 4000
 	@$(ONE) $(BIN)/python benchmarks/rooms.py --races 1600
+	@$(ONE) $(BIN)/python benchmarks/grid.py
 
 readme: $(VENV)/.test ## render README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb

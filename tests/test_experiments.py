@@ -57,11 +57,12 @@ def told(process: subprocess.Popen, patience_s: float = 400) -> tuple[int, dict,
     return process.returncode, json.loads(out), notes
 
 
-def until(there, patience_s: float = 120):
+def until(there, patience_s: float = 300):
     "Wait for something to be."
     end = time.monotonic() + patience_s
     while not (found := there()):
-        assert time.monotonic() < end, "it did not come"
+        if time.monotonic() > end:
+            pytest.fail("it did not come")
         time.sleep(0.1)
     return found
 
@@ -263,9 +264,9 @@ def test_whatever_happened_the_notebook_and_the_log_are_kept(stress):
         finished = run["state"] == "finished"
         assert (f'"through {number}\\n"' in text) is finished or number == 44
         assert bool(run["complaint"]) is not finished
-        assert {p.name for p in folder.iterdir()} == {
-            *("run.json", "run.log", "small.ipynb", "small.html")
-        }
+        kept = {p.name for p in folder.iterdir()}
+        assert kept >= {"run.json", "run.log", "small.ipynb", "small.html"}
+        assert not [name for name in kept if name.startswith(".")]
     hung = next(r for r in answer["runs"] if r["settings"]["number"] == 33)
     assert "KeyboardInterrupt" in Path(hung["folder"], "small.ipynb").read_text()
 
@@ -286,10 +287,10 @@ def long_runs(tmp_path):
     return ["experiment", "run", str(book), "--repeat", "2", *where], place
 
 
-def both_work(place: Path) -> list:
-    "Two runs of a home that have begun, each with a kernel."
-    runs = list(place.glob("runs/experiment-*/0*/run.log"))
-    return runs if len(runs) == 2 and len(started_by_runs(place)) >= 2 else []
+def both_work(place: Path) -> list[Path]:
+    "Logs of two runs that are in the midst of their work."
+    logs = list(place.glob("runs/experiment-*/0*/run.log"))
+    return logs if len(logs) == 2 and all("waiting" in f.read_text() for f in logs) else []
 
 
 def test_killed_outright_it_leaves_no_process_and_goes_on(long_runs, tmp_path):
@@ -300,7 +301,7 @@ def test_killed_outright_it_leaves_no_process_and_goes_on(long_runs, tmp_path):
     assert code == 2 and "another process" in answer["what"] and both_work(place)
     first.kill()
     first.communicate()
-    until(lambda: not started_by_runs(place), 10)
+    until(lambda: not started_by_runs(place))
     (tmp_path / "quick").touch()
     code, answer, _ = told(racing(*arguments, "--resume"))
     assert code == 0 and (answer["expected"], answer["finished"], answer["before"]) == (2, 2, 0)
@@ -313,7 +314,7 @@ def test_ctrl_c_ends_all_in_order_and_it_goes_on(long_runs, tmp_path):
     first = racing(*arguments)
     until(lambda: both_work(place))
     first.send_signal(signal.SIGINT)
-    code, answer, _ = told(first, 20)
+    code, answer, _ = told(first)
     assert code == 130 and not started_by_runs(place)
     assert answer["states"] == {"interrupted": 2} and answer["finished"] == 0
     for run in answer["runs"]:
@@ -328,7 +329,8 @@ def test_fail_fast_stops_the_others(tmp_path):
     asked = plan.ask(notebook(tmp_path, code), {}, dict(number=[0, 1, 2, 3]))
     x, came = through(home(tmp_path / "home", env={}), asked, fail_fast=True)
     assert came == {"001-number=0": "failed"}
-    assert list(x.states.values()) == ["failed", "interrupted", "waiting", "waiting"]
+    first, *others, last = x.states.values()  # a third may have begun before the first was heard
+    assert first == "failed" and set(others) <= {"interrupted", "waiting"} and last == "waiting"
     assert grid.experiments(x.home)[0].state == "failed"
 
 

@@ -7,13 +7,25 @@ __all__ = [
     "commands",
     "group",
     "ROWS",
-    "Option",
+    "Scheduler",
+    "Place",
+    "Notebook",
+    "Given",
+    "Grid",
+    "Repeat",
+    "Workers",
+    "Resume",
+    "FailFast",
+    "Memory",
+    "Hang",
+    "Total",
     "Board",
     "drawn",
     "shown",
     "notebook_of",
     "account",
     "summary",
+    "executor_of",
     "run_experiment",
     "listing",
     "list_experiments",
@@ -51,7 +63,7 @@ class Board:
     def __init__(
         self,
         names: dict[str, str],  # job's id to what varied
-        workers: int,
+        workers: int,  # at a time; 0: nobody knows, count those that run
     ):
         self.names, self.workers, self.live = names, workers, None
         self.began, self.running, self.ended = time.monotonic(), dict[str, tuple](), []
@@ -80,7 +92,8 @@ class Board:
         spent = sum(o.seconds for o in self.ended) + sum(now - r[0] for r in self.running.values())
         done = len(self.ended) + sum(r[2] for r in self.running.values())
         so_far = sum(r[2] for r in self.running.values())
-        return spent / done * max(left - so_far, 0) / self.workers / 60 if done > 0.01 else None
+        hands = self.workers or max(len(self.running), 1)
+        return spent / done * max(left - so_far, 0) / hands / 60 if done > 0.01 else None
 
     def rows(self) -> list[tuple[str, ...]]:  # run, state, step, share, minutes left
         "The runs to show: those that failed last, and those that go on."
@@ -188,6 +201,36 @@ def summary(
     return "\n".join(lines)
 
 
+# %% ../../nbs/96d_app.experiments.ipynb #ae10b
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Of a Dask scheduler: run on its workers, not here."),
+]
+Place = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="That all machines reach: a folder, or s3://bucket/prefix."),
+]
+
+
+def executor_of(
+    workers: int,  # kernels at a time, on this machine
+    scheduler: str | None = None,  # address of a Dask scheduler
+    depot: str | None = None,  # URL of a place that all machines reach
+) -> Any:  # Local of `lab.grid`, or Cluster of `lab.cluster`
+    "Who runs the notebooks; `BadInput` where a place or an address is none."
+    from racing_core.lab.cluster import Cluster
+    from racing_core.lab.depot import Depot
+    from racing_core.lab.grid import Local
+
+    if scheduler and depot:
+        return Cluster(scheduler, Depot(depot))
+    if scheduler or depot:
+        what, other = ("--depot", "--scheduler")[:: 1 if scheduler else -1]
+        do = "together they say whose workers run the notebooks, and where the files are left"
+        raise BadInput(f"{what} is missing", expected=f"{what} with {other}", do=do)
+    return Local(workers)
+
+
 # %% ../../nbs/96d_app.experiments.ipynb #ae11
 def _page(outcome: Any, notebook: Path) -> None:
     "The page of a run, as far as its notebook came; a page that cannot be made costs no result."
@@ -222,49 +265,64 @@ def _go(x: Any, executor: Any, workers: int, **how: Any) -> bool:  # was it stop
     return False
 
 
-Option = typer.Option
+# %% ../../nbs/96d_app.experiments.ipynb #ae11a
+Notebook = Annotated[
+    str, typer.Argument(metavar="NOTEBOOK", help="A file, or a report of the package.")
+]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A value for all runs."),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="NAME=A,B,C", help="Values to try; several make a product."),
+]
+Repeat = Annotated[
+    int,
+    typer.Option(min=1, help="Runs of every point; with seeds 0, 1, 2 … if there is a `seed`."),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Kernels at a time on this machine.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the last experiment that was asked the same.")
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", help="Stop everything when a run does not finish.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(metavar="MB", min=1, help="Memory of one run; no limit by default."),
+]
+Hang = Annotated[
+    float, typer.Option(metavar="S", min=1, help="Seconds of silence in a cell until it is ended.")
+]
+Total = Annotated[float, typer.Option(metavar="S", min=1, help="Seconds that one run may take.")]
 
 
+# %% ../../nbs/96d_app.experiments.ipynb #ae11b
 @group.command(
     "run",
     epilog=examples(
         "racing experiment run reports/10_backtest -p source=hkjc --grid as_of=morning,T-10,close",
         "racing experiment run my_idea.ipynb --grid share=0.1,0.2 --repeat 5 --workers 2",
         "racing experiment run my_idea.ipynb --grid share=0.1,0.2 --repeat 10 --resume",
+        "racing experiment run my_idea.ipynb --grid share=0.1,0.2 --scheduler tcp://host:8786"
+        " --depot s3://bucket/experiments",
     ),
 )
 def run_experiment(
     ctx: typer.Context,
-    notebook: Annotated[
-        str, typer.Argument(metavar="NOTEBOOK", help="A file, or a report of the package.")
-    ],
-    given: Annotated[
-        list[str] | None,
-        Option("-p", "--parameter", metavar="NAME=VALUE", help="A value for all runs."),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        Option("--grid", metavar="NAME=A,B,C", help="Values to try; several make a product."),
-    ] = None,
-    repeat: Annotated[
-        int, Option(min=1, help="Runs of every point; with seeds 0, 1, 2 … if there is a `seed`.")
-    ] = 1,
-    workers: Annotated[int, Option(min=1, help="Kernels at a time on this machine.")] = 2,
-    resume: Annotated[
-        bool, Option("--resume", help="Go on with the last experiment that was asked the same.")
-    ] = False,
-    fail_fast: Annotated[
-        bool, Option("--fail-fast", help="Stop everything when a run does not finish.")
-    ] = False,
-    memory: Annotated[
-        float | None, Option(metavar="MB", min=1, help="Memory of one run; no limit by default.")
-    ] = None,
-    hang: Annotated[
-        float, Option(metavar="S", min=1, help="Seconds of silence in a cell until it is ended.")
-    ] = 1800.0,
-    total: Annotated[
-        float, Option(metavar="S", min=1, help="Seconds that one run may take.")
-    ] = 7200.0,
+    notebook: Notebook,
+    given: Given = None,
+    grid: Grid = None,
+    repeat: Repeat = 1,
+    workers: Workers = 2,
+    scheduler: Scheduler = None,
+    depot: Place = None,
+    resume: Resume = False,
+    fail_fast: FailFast = False,
+    memory: Memory = None,
+    hang: Hang = 1800.0,
+    total: Total = 7200.0,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -276,10 +334,11 @@ def run_experiment(
     from racing_core.lab.kernels import Limits
     from racing_core.lab.plan import ask_typed
 
+    executor = executor_of(workers, scheduler, depot)
     asked = ask_typed(notebook_of(notebook), given or [], grid or [], repeat)
     x = room.begin(ctx.obj.home, asked, resume)
     limits, before = Limits(memory, hang, total), len(x.jobs) - len(x.todo)
-    stopped = _go(x, room.Local(workers), workers, limits=limits, fail_fast=fail_fast)
+    stopped = _go(x, executor, 0 if scheduler else workers, limits=limits, fail_fast=fail_fast)
     found = account(x, before)
     ctx.obj.answer(found, "" if ctx.obj.json else summary(found))
     if stopped or found["finished"] < found["expected"]:

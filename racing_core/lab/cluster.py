@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +28,7 @@ from .. import config
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError, as_error
 from .depot import Depot
+from .grid import Tell
 from .kernels import Host, Limits, Outcome
 from .plan import Job, known_parameters
 
@@ -46,7 +49,7 @@ def _here() -> dict[str, str]:
     package = Path(import_module("racing_core").__file__).parent
     files = sorted(p for p in package.rglob("*.*") if p.suffix in (".py", ".toml"))
     text = b"".join(f.relative_to(package).as_posix().encode() + f.read_bytes() for f in files)
-    return _installed() | {"code of racing-core": hashlib.sha256(text).hexdigest()[:12]}
+    return {"code of racing-core": hashlib.sha256(text).hexdigest()[:12]} | _installed()
 
 
 def _differences(
@@ -54,7 +57,7 @@ def _differences(
     theirs: dict[str, str],
 ) -> list[str]:  # as people read them
     "In what a worker differs from us."
-    names = sorted(n for n in ours | theirs if ours.get(n) != theirs.get(n))
+    names = [n for n in ours | theirs if ours.get(n) != theirs.get(n)]
     return [f"{n} {theirs.get(n, 'missing')} (here {ours.get(n, 'missing')})" for n in names]
 
 
@@ -159,7 +162,7 @@ def _in_touch(parcel: _Parcel) -> Iterator[tuple[Callable[[str, float], None], E
     def look() -> None:
         while not over.wait(_LOOK):
             task = worker.state.tasks.get(key)
-            if task is None or task.state == "cancelled" or worker.status.name != "running":
+            if task is None or task.state == "cancelled" or "clos" in worker.status.name:
                 stop.set()
             beat(*latest)
 
@@ -182,8 +185,26 @@ def _perform(parcel: _Parcel) -> Outcome:
         with _in_touch(parcel) as (beat, stop), Host() as host:
             outcome = host.perform(job, parcel.limits, beat, stop)
         if not stop.is_set():
-            parcel.depot.put(job.folder, job.id)
+            _send(parcel.depot, job)
     return replace(outcome, folder=parcel.job.folder)
+
+
+def _send(
+    depot: Depot,
+    job: Job,
+    pauses: Iterable[float] = (
+        2,
+        10,
+        30,
+    ),  # seconds; what took hours is not lost to a short absence
+) -> None:
+    "A job's folder goes to the shared place, which may be away for a while."
+    for pause in pauses:
+        try:
+            return depot.put(job.folder, job.id)
+        except RacingError:
+            time.sleep(pause)
+    depot.put(job.folder, job.id)
 
 
 # %% ../../nbs/64c_lab.cluster.ipynb #cluster14
@@ -192,17 +213,13 @@ def _client(address: str, patience: float) -> Iterator[Any]:
     "A connection to a scheduler; what it has of ours in hand is given up at the end."
     from distributed import Client
 
-    if not address.startswith(("tcp://", "tls://")):
-        expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
-        raise BadInput("not the address of a Dask scheduler", got=address, expected=expected, do=do)
     try:
         with warnings.catch_warnings(action="ignore"):  # of versions: refused below, by name
             client = Client(address, timeout=patience, set_as_default=False, name="racing")
     except (OSError, ValueError) as e:
         do = "start it with `dask scheduler`; its first lines say the address"
-        raise RacingError(
-            "no Dask scheduler answers", got=address, where=str(e)[:200], do=do
-        ) from e
+        got = f"{address}: {e}"[:200]
+        raise RacingError("no Dask scheduler answers", got=got, do=do) from e
     try:
         yield client
     finally:
@@ -250,102 +267,117 @@ def _check_depot(client: Any, depot: Depot) -> None:
 
 
 # %% ../../nbs/64c_lab.cluster.ipynb #cluster16
-@dataclass(frozen=True)
-class Cluster:
-    "Runs jobs on a Dask cluster; an executor for `lab.grid`."
+class _Batch:
+    "The jobs that a cluster has in hand."
 
-    address: str  # of the scheduler: tcp://host:8786 or tls://host:8786
-    depot: Depot  # that all machines reach
-    patience: float = 30  # seconds that a scheduler, or the first worker, may be away
+    def __init__(self, cluster: Cluster, client: Any, limits: Limits, tell: Tell):
+        self.cluster, self.client, self.limits, self.tell = cluster, client, limits, tell
+        self.topic, self.inbox = f"racing-{uuid4().hex[:8]}", SimpleQueue()
+        self.waiting: dict[str, tuple[Job, Any]] = {}  # key to job and future
+        self.begun: dict[str, str] = {}  # job's id to its worker
+        self.hands, self.looked, self.seen, self.over = 0, 0.0, time.monotonic(), False
+        client.subscribe_topic(self.topic, lambda event: self.inbox.put(event[1]))
 
-    def outcomes(
-        self,
-        jobs: list[Job],
-        limits: Limits,  # of one job
-        tell: Callable[[str, str, float], None],  # job's id, step, share done
-    ) -> Iterator[Outcome]:  # as they come; a job's files are in its folder by then
-        """Run jobs wherever there is a worker; `RacingError` where there is no cluster, or none any
-        more."""
-        topic, inbox = f"racing-{uuid4().hex[:8]}", SimpleQueue()
-        with _client(self.address, self.patience) as client:
-            _check(client, self.depot, self.patience)
-            client.subscribe_topic(topic, lambda event: inbox.put(event[1]))
-            waiting = {}
-            for job in jobs:
-                parcel = _packed(job, limits, self.depot, topic)
-                future = client.submit(_perform, parcel, key=f"{topic}-{job.id}", pure=False)
-                future.add_done_callback(inbox.put)
-                waiting[future.key] = (job, future)
-            try:
-                yield from self._gathered(client, waiting, inbox, tell)
-            finally:
-                if waiting and client.status == "running":
-                    client.cancel([future for _, future in waiting.values()], force=True)
-
-    def _gathered(
-        self,
-        client: Any,
-        waiting: dict[str, tuple[Job, Any]],
-        inbox: SimpleQueue,
-        tell: Callable[[str, str, float], None],
-    ) -> Iterator[Outcome]:
+    def outcomes(self, jobs: Iterator[Job]) -> Iterator[Outcome]:
         "Signs of life are told and outcomes given in the thread of whoever asks for them."
-        begun: dict[str, str] = {}
-        alone = 0.0
-        while waiting:
-            try:
-                what = inbox.get(timeout=_LOOK)
-            except Empty:
-                alone = self._alone(client, alone)
-                continue
-            if isinstance(what, dict):
-                _told(what, begun, tell)
-            elif what.key in waiting:
-                job, future = waiting.pop(what.key)
-                yield _outcome(job, future, self.depot, client)
+        while self._take(jobs) or self.waiting:
+            with suppress(Empty):
+                what = self.inbox.get(timeout=_LOOK)
+                if isinstance(what, dict):
+                    self._told(what)
+                elif what.key in self.waiting:
+                    yield self._outcome(*self.waiting.pop(what.key))
 
-    def _alone(self, client: Any, alone: float) -> float:
-        "Seconds for which nobody has been there to work; `RacingError` when that is too long."
-        if client.status != "running":
-            raise _away(self.address)
-        if client.scheduler_info(n_workers=1)["n_workers"]:
-            return 0.0
-        if alone >= self.patience:
-            do = f"dask worker {self.address}, then the same command with --resume"
-            raise RacingError("all workers have gone", where=self.address, do=do)
-        return alone + _LOOK
+    def _take(self, jobs: Iterator[Job]) -> bool:
+        "As many jobs as there are hands; whether there may be more."
+        self._look()
+        while not self.over and len(self.waiting) < self.hands:
+            job = next(jobs, None)
+            self.over = job is None
+            if job:
+                parcel = _packed(job, self.limits, self.cluster.depot, self.topic)
+                key = f"{self.topic}-{job.id}"
+                future = self.client.submit(_perform, parcel, key=key, pure=False)
+                self.waiting[key] = job, future
+                future.add_done_callback(self.inbox.put)
+        return not self.over
+
+    def _look(self) -> None:
+        "How many hands there are; `RacingError` when there has been none for too long."
+        if (now := time.monotonic()) - self.looked < _LOOK:
+            return
+        try:
+            self.hands, self.looked = sum(self.client.nthreads().values()), now
+        except Exception as e:  # whatever Dask says of a scheduler that is gone
+            raise _away(self.cluster.address) from e
+        self.seen = now if self.hands else self.seen
+        if now - self.seen > self.cluster.patience:
+            do = f"dask worker {self.cluster.address}, and the same command with --resume"
+            raise RacingError("all workers have gone", where=self.cluster.address, do=do)
+
+    def _told(self, what: dict[str, Any]) -> None:
+        "Pass on what a worker says; a second beginning means that the first worker was lost."
+        id = what["id"]
+        if where := what.get("on"):
+            lost = self.begun.get(id)
+            self.begun[id] = where
+            what = {"step": f"again, on {where}: {lost} was lost" if lost else f"on {where}"}
+        self.tell(id, what["step"], what.get("done", 0.0))
+
+    def _outcome(self, job: Job, future: Any) -> Outcome:
+        "How a job ended, its files at home."
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            outcome = future.result(timeout=self.cluster.patience)
+            self.cluster.depot.get(job.id, job.folder)
+            return outcome
+        except (CancelledError, TimeoutError) as e:
+            raise _away(self.cluster.address) from e
+        except KilledWorker as e:
+            said = f"{e.allowed_failures + 1} workers died while they ran it"
+            return Outcome(job.id, "killed", 0.0, 0.0, said, job.folder)
+        except Exception as e:  # of a worker that refused it, or of the shared place
+            return Outcome(job.id, "failed", 0.0, 0.0, as_error(e).message, job.folder)
+
+    def close(self) -> None:
+        "Nobody waits any more for what has not ended."
+        if self.waiting and self.client.status == "running":
+            self.client.cancel([future for _, future in self.waiting.values()], force=True)
+
+
+def _away(address: str) -> RacingError:
+    do = "what has been fetched is kept: start it, and the same command with --resume goes on"
+    return RacingError("the Dask scheduler has gone away", where=address, do=do)
 
 
 # %% ../../nbs/64c_lab.cluster.ipynb #cluster17
-def _told(what: dict[str, Any], begun: dict[str, str], tell: Callable) -> None:
-    "Pass on what a worker says; a second beginning means that the first worker was lost."
-    if "on" not in what:
-        tell(what["id"], what["step"], what["done"])
-    elif earlier := begun.get(what["id"]):
-        tell(what["id"], f"again, on {what['on']}: {earlier} was lost", 0.0)
-    else:
-        tell(what["id"], f"on {what['on']}", 0.0)
-    if "on" in what:
-        begun[what["id"]] = what["on"]
+@dataclass(frozen=True)
+class Cluster:
+    "Runs jobs on a Dask cluster, as `Local` of `lab.grid` does on this machine."
 
+    address: str  # of the scheduler: tcp://host:8786 or tls://host:8786
+    depot: Depot  # that all machines reach
+    patience: float = 30.0  # seconds that the scheduler, or the last worker, may be away
 
-def _outcome(job: Job, future: Any, depot: Depot, client: Any) -> Outcome:
-    "How a job ended, its files at home."
-    from distributed import CancelledError, KilledWorker
+    def __post_init__(self):
+        if not re.fullmatch(r"(tcp|tls)://[^/@\s]+:\d+", self.address):
+            expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
+            what, host = "not the address of a Dask scheduler", self.address.rpartition("@")[2]
+            raise BadInput(what, got=host, expected=expected, do=do)
 
-    try:
-        outcome = future.result(timeout=30)
-        depot.get(job.id, job.folder)
-        return outcome
-    except (CancelledError, TimeoutError) as e:
-        raise _away(client.scheduler.address if client.scheduler else None) from e
-    except KilledWorker as e:
-        said = f"{e.allowed_failures + 1} workers died while they ran it"
-        return Outcome(job.id, "killed", 0.0, 0.0, said, job.folder)
-    except Exception as e:  # of a worker that refused it, or of the shared place
-        return Outcome(job.id, "failed", 0.0, 0.0, as_error(e).message, job.folder)
-
-
-def _away(address: str | None) -> RacingError:
-    do = "what has been fetched is kept: start it, and the same command with --resume goes on"
-    return RacingError("the Dask scheduler has gone away", where=address, do=do)
+    def outcomes(
+        self,
+        jobs: Iterable[Job],  # taken when there is a worker for the next
+        limits: Limits,  # of one job
+        tell: Tell,
+    ) -> Iterator[Outcome]:  # as they come; a job's files are in its folder by then
+        """Run jobs wherever there is a worker; `RacingError` where there is no cluster, or none any
+        more. Whoever closes the iterator ends what runs."""
+        with _client(self.address, self.patience) as client:
+            _check(client, self.depot, self.patience)
+            batch = _Batch(self, client, limits, tell)
+            try:
+                yield from batch.outcomes(iter(jobs))
+            finally:
+                batch.close()

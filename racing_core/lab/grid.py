@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from ..config import Home, locked, write_whole
@@ -90,10 +90,17 @@ class Local:
 
     def _until_all(self, ended: SimpleQueue) -> Iterator[Outcome]:
         "What comes, until every worker has gone home."
-        for _ in range(self.workers):
-            while (outcome := ended.get()) is not None:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+        at_home = 0
+        while at_home < self.workers:
+            try:
+                outcome = ended.get(timeout=0.5)  # for ever would be deaf to Ctrl-C
+            except Empty:
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is None:
+                at_home += 1
+            else:
                 yield outcome
 
 
@@ -159,10 +166,8 @@ def begin(
     planned = jobs(question, home)
     with locked(home.runs / "experiments"):
         folder = _place(home, question, resume)
+        tracking.reclaim(home, datetime.now(UTC))
         run = _account(home, folder, question)
-        for left in attempts(folder):
-            if tracking.lost(left, datetime.now(UTC)):
-                tracking.end(home, left, "failed: lost")
         states = states_of(folder, [job.id for job in planned])
         first = max(map(_number, folder.glob("[0-9]*-*")), default=0) + 1
         todo = [job for job in planned if states[job.id] != "finished"]
@@ -283,7 +288,7 @@ def run(
 ) -> Iterator[Outcome]:  # of what was still to be done
     "Go through an experiment; whoever closes the iterator stops it."
     book = _Book(x)
-    with book.beating():
+    with book.beating(), tracking.delivering(x.home):
         results = executor.outcomes(book.begun(x.todo), limits, tell)
         try:
             for outcome in results:

@@ -134,22 +134,11 @@ class _Bar:
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
-def _run(
-    notebook: Path,
-    parameters: dict[str, Any],
-    draft: Path,
-    progress: Progress,
-    start_timeout: float,
-    timeout: float,
-    log: TextIO | None,
-) -> None:
-    "Execute a notebook in this interpreter and leave it with its outputs in `draft`."
-    import papermill
+def _this_interpreter() -> type:
+    "A manager of kernels that run the interpreter that runs this."
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    from papermill.iorw import load_notebook_node
-    from papermill.parameterize import parameterize_notebook
     from zmq import has
 
     class ThisInterpreter(AsyncKernelManager):
@@ -161,6 +150,23 @@ def _run(
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict())
 
+    return ThisInterpreter
+
+
+def _run(
+    notebook: Path,
+    parameters: dict[str, Any],
+    draft: Path,
+    progress: Progress,
+    start_timeout: float,
+    timeout: float,
+    log: TextIO | None,
+) -> None:
+    "Execute a notebook in this interpreter and leave it with its outputs in `draft`."
+    import papermill
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
     nb, deadline = load_notebook_node(str(notebook)), time.monotonic() + timeout
     here = dict(name="python3", language="python", display_name="Python 3")
     nb.metadata.setdefault("kernelspec", here)
@@ -171,7 +177,7 @@ def _run(
         draft,
         progress_bar=False,
         start_timeout=start_timeout,
-        kernel_manager_class=ThisInterpreter,
+        kernel_manager_class=_this_interpreter(),
         shutdown_kernel="immediate",
         stdout_file=log,
         stderr_file=bar,
