@@ -328,6 +328,12 @@ def test_a_bundle_says_as_of_when_it_was_trained(house, made):
     kept = [r.to_json() for r in tracking.runs(house) if r.kind == "train"]
     assert sorted(r["settings"]["as_of"] for r in kept) == ["close", "morning"]
     assert runs.listing(kept).count(", as of morning") == 1
+    for run in (r for r in tracking.runs(house) if r.kind == "train"):
+        own = json.loads((run.folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+        assert own["version"] == made[run.settings["as_of"]]["version"], (
+            "its bundle is kept with it"
+        )
+        assert run.figures["size_mb"]["value"] > 0
 
 
 def test_an_answer_says_as_of_when_and_warns_of_another_moment(house, made):

@@ -192,8 +192,8 @@ def test_a_race_that_no_card_can_hold_is_counted_and_said(home, bundle, tmp_path
 
 
 def test_days_that_the_bundle_has_forgotten_and_other_sources_are_refused(home, bundle):
+    late = bundle.manifest | dict(remembers_from=bundle.manifest["trained_until"])
     with pytest.raises(BadInput, match="does not remember that far back"):
-        late = bundle.manifest | dict(remembers_from=bundle.manifest["trained_until"])
         parity(home, "simulated", replace(bundle, manifest=late), days=3)
     with pytest.raises(BadInput, match="another source"):
         parity(home, "elsewhere", bundle, days=3)

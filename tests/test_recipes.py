@@ -128,7 +128,8 @@ def test_a_recipe_becomes_a_champion_that_answers_a_card(name, house, small, tmp
     assert manifest["made"]["commit"] == (run["commit"] or "not under version control")
     assert manifest["recipe"]["settings"] == recipe(name, small).settings()
     assert manifest["recipe"]["answers"]["with_odds"] == ANSWERS[name]
-    ask("promote", "simulated", "--to", "champion", home=house)
+    reason = ("--force", "no race is left that both recipes had not seen")
+    ask("promote", "simulated", "--to", "champion", *reason, home=house)
     card = mainjob.next_week(Store(home_of(house), "simulated").starts())
     for priced, stage in ((True, ANSWERS[name]), (False, "fundamental")):
         runners = [r.model_copy(update={} if priced else dict(odds=None)) for r in card.runners]

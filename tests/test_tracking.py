@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 from servers import SECRET, free_port
 from test_runs import answer
@@ -22,7 +23,8 @@ from test_together import together
 
 from racing_core.app.main import main
 from racing_core.config import Home, home
-from racing_core.lab import spool, teller, tracking
+from racing_core.lab import notebook, spool, teller, tracking
+from racing_core.lab.keepsakes import keep_importances
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIGURES = dict(r2=dict(value=0.2, low=0.19, high=0.21), delta_r2=dict(value=0.001))
@@ -366,3 +368,68 @@ def test_files_go_to_a_folder_where_one_is_named(made, tmp_path):
     run = logged(where, seed=1)
     whole(where, run)
     assert len(list(folder.rglob("page.html"))) == 1
+
+
+def test_a_backtest_stands_with_its_models_and_years_and_says_what_counted(place):
+    interval = dict(value=0.2, low=0.19, high=0.21)
+    names = ["uniform", "market", *(f"model_{i:02}" for i in range(15)), "combined"]
+    found = dict(boards={n: dict(r2=interval, logloss=interval) for n in names}, delta_r2=interval)
+    found["by_year"] = [dict(year=y, races=800, delta_r2=interval) for y in (2022, 2023)]
+    asked = dict(recipe="best", as_of="morning")
+    with tracking.tracked(place, "backtest", "demo", asked) as run:
+        notebook.keep(run.folder, found, pl.DataFrame(dict(race_id=["a"])))
+        importance = {f"feature_{i:02}": i / 10 for i in range(12)}
+        keep_importances(run.folder, importance)
+        tracking.note(run.folder, figures=tracking.headline(found), data="f1")
+    top = seen(place)[run.id]
+    assert len(top.data.metrics) == 3 * 3, "ΔR², R² and log loss with their ends, nothing else"
+    counted = top.data.tags["racing.importances"].split(", ")
+    assert counted == sorted(importance, reverse=True)[:10]
+    below = [
+        r for r in seen(place).values() if r.data.tags.get("mlflow.parentRunId") == top.info.run_id
+    ]
+    kinds = [r.data.tags["racing.kind"] for r in below]
+    assert kinds.count("model") == 12 and kinds.count("fold") == 2
+    assert [r.info.run_name for r in below[:2]] == ["model=market", "model=model_00"], "in order"
+    for r in below:
+        assert r.info.status == "FINISHED" and r.data.params == asked and r.data.metrics
+    kept = {f.name for f in run.folder.iterdir()}
+    assert {"environment.txt", "features.json", "importances.json"} <= kept
+
+
+def test_the_page_opens_on_the_runs(place):
+    number = teller.experiment_of(place, teller.client_of(place), tracking.EXPERIMENT)
+    wanted = f"http://127.0.0.1:5001/#/experiments/{number}/runs?workflowType=machine_learning"
+    assert tracking.page(place, 5001) == wanted
+
+
+def test_a_run_outside_the_home_is_kept_as_it_ended(place, tmp_path):
+    out = tmp_path / "elsewhere"
+    with held(place), tracking.tracked(place, "backtest", "demo", {}, out=out) as run:
+        (out / "page.html").write_text("of this run")
+    events = [(f, f.read_bytes()) for f in spool.waiting(place)]
+    (out / "page.html").write_text("of the next run")
+    for _ in range(2):
+        assert not tracking.deliver(place).refused
+        for file, told in events:
+            file.write_bytes(told)
+    assert not tracking.deliver(place).refused
+    mlflow_id, _ = tracking.mirrored(place, run)
+    kept = place.runs / ".mlflow" / mlflow_id / "artifacts"
+    assert (kept / "page.html").read_text() == "of this run"
+    tracking.add(place, out, figures=dict(latency_p50_ms=dict(value=3.0)))
+    assert json.loads((kept / "run.json").read_text())["figures"]
+    assert not list((spool.place(place) / "files").iterdir())
+
+
+def test_what_people_do_in_mlflow_costs_nothing(place):
+    with held(place):
+        run = logged(place, seed=1)
+    client = teller.client_of(place)
+    number = teller.experiment_of(place, client, run.experiment)
+    begun = int(1000 * datetime.fromisoformat(run.started).timestamp())
+    for _ in range(2):  # as two requests leave it whose answers were lost on their way
+        client.create_run(number, begun, {"racing.run": run.id}, "seed=1")
+    client.delete_experiment(number)
+    assert tracking.deliver(place) == spool.Delivery(done=5)
+    whole(place, run)

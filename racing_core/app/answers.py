@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .counts import Counts, conclude
 from racing_core.app.options import (
     Anonymise,
     AsJson,
@@ -91,9 +92,10 @@ def predict(
         for c in cards
     ]
     facts = [a.model_dump(mode="json") for a in answers]
-    ctx.obj.answer(
-        facts[0] if len(facts) == 1 else dict(races=facts), "\n\n".join(map(table, answers))
-    )
+    if len(facts) == 1:  # the very answer of the service
+        return ctx.obj.answer(facts[0], table(answers[0]))
+    counted = Counts("races", len(cards), len(answers))
+    conclude(ctx.obj, dict(races=facts), "\n\n".join(map(table, answers)), counted)
 
 
 # %% ../../nbs/97_app.answers.ipynb #cell007
@@ -137,7 +139,10 @@ def score(
     wanted = asking.Wanted(card, since, until, source)
     with Bar("score") as bar:
         done = asking.ask(ctx.obj.home, wanted, datetime.now(UTC), anonymise, bar)
-    ctx.obj.answer(done, asking.asked(dict(scores=done)))
+    answered, left = done["model"] + done["cache"], done["fallback"]
+    why = f"{left:,} left to the fallback" if answered and left else ""
+    counted = Counts("semantic scores", answered + left, answered, why)
+    conclude(ctx.obj, done, asking.asked(dict(scores=done)), counted)
 
 
 # %% ../../nbs/97_app.answers.ipynb #cell009

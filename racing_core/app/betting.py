@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .counts import Counts, conclude
 from .options import AsJson, BundleOption, HomeOption, examples
 from .terminal import Bar
 from ..errors import BadInput
@@ -161,6 +162,6 @@ def bets(
         bar(f"{len(cards)} races")
         found = room.slips(cards, [predictor.predict(c) for c in cards], terms)
     facts = [slip.to_json() for slip in found]
-    ctx.obj.answer(
-        facts[0] if len(facts) == 1 else dict(races=facts), "\n\n".join(map(text, found))
-    )
+    told = facts[0] if len(facts) == 1 else dict(races=facts)
+    counted = Counts("races", len(cards), len(found))
+    conclude(ctx.obj, told, "\n\n".join(map(text, found)), counted)

@@ -11,6 +11,7 @@ from typing import Any, Annotated
 
 import typer
 
+from .counts import Counts, conclude
 from .options import AsJson, HomeOption, SourceOption, examples
 from .terminal import Bar, near
 from ..errors import BadInput, Leak
@@ -74,7 +75,11 @@ def map_file(
         proposal = propose(file)
     write_whole(out, proposal.toml)
     told = [*_table(proposal), *_verdict(proposal), f"column map in {near(out)}: check every line"]
-    ctx.obj.answer(proposal.as_dict() | {"map": str(out)}, "\n".join(told))
+    placed = sum(g.means is not None for g in proposal.guesses)
+    why = f"without {', '.join(proposal.missing)} no race can be read" if proposal.missing else ""
+    spare = "others mean nothing here" if placed < len(proposal.guesses) else ""
+    counted = Counts("columns placed", len(proposal.guesses), placed, why or spare)
+    conclude(ctx.obj, proposal.as_dict() | {"map": str(out)}, "\n".join(told), counted)
 
 
 # %% ../../nbs/95b_app.collections.ipynb #leaks
@@ -144,4 +149,6 @@ def leaks(
     told = [f"{'column':<32} {'z':>7} {'auc':>6}", *map(_line, found), verdict]
     if not found:
         told = ["this source brought no columns of its own"]
-    ctx.obj.answer({"source": source, "columns": found, "knew": knew}, "\n".join(told))
+    counted = Counts("columns", len(found), len(found))
+    facts = {"source": source, "columns": found, "knew": knew}
+    conclude(ctx.obj, facts, "\n".join(told), counted)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import date
 
 from .terminal import Shared, say
+from ..config import Home
 from ..records import by_field
 
 # %% auto #0
-__all__ = ["Counts", "conclude"]
+__all__ = ["Counts", "conclude", "behind", "of_window"]
 
 
 # %% ../../nbs/93d_app.counts.ipynb #counts-record
@@ -63,3 +65,33 @@ def conclude(
         say(f"racing: {said}", sys.stderr)
     if failed:
         raise SystemExit(code)
+
+
+# %% ../../nbs/93d_app.counts.ipynb #counts-tested
+def behind(
+    home: Home,
+    source: str,  # name in the store
+    asked: date | None,  # the last day that somebody wants
+) -> str:  # a clause, empty where the store reaches that far or nothing was asked
+    "How far a store ends before a day."
+    from racing_core.data.store import Store
+
+    if asked is None:
+        return ""
+    last = Store(home, source).read("races")["date"].max()
+    if last is None or last >= asked:
+        return ""
+    return f"stale: the store of {source} ends on {last}, {(asked - last).days} days before {asked}"
+
+
+def of_window(
+    found: dict,  # a finding as JSON: races, and those left out where it says
+    home: Home,
+    source: str,  # name in the store
+    asked: date | None = None,  # last day of the window, where one was named
+) -> Counts:
+    "Races of a test window, and those that could be compared."
+    left = {why: n for why, n in found.get("left_out", {}).items() if n}
+    said = [*(f"{n:,} {why}" for why, n in left.items()), behind(home, source, asked)]
+    expected = found["races"] + sum(left.values())
+    return Counts("test races", expected, found["races"], "; ".join(filter(None, said)))

@@ -367,6 +367,8 @@ def mend(home: Home, now: datetime) -> list[str]:  # what was done
     it has not heard of."""
     done = [mend_store(store, now) for store in stores(home)]
     done += [registry.mend(home, now), upgrade(home, now), *_replayed(home, now)]
+    titled = bool(registry.aliases(home)["log"]) and away(home) is None
+    done += [f"MLflow: {line}" for line in (registry.mirror_titles(home) if titled else [])]
     return [line for line in done if line]
 
 

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import typer
 
+from .counts import Counts, conclude
 from .options import AsJson, AsOf, HomeOption, SourceOption, examples
 from .terminal import Bar, near
 from ..errors import BadInput
@@ -81,12 +82,14 @@ def features_build(
 
     with Bar("features") as bar:
         bar(source)
-        store = Store(ctx.obj.home, known_source(ctx.obj.home, source))
-        made = write_features(store.starts(as_of=as_of), out)
-    ctx.obj.answer(
+        starts = Store(ctx.obj.home, known_source(ctx.obj.home, source)).starts(as_of=as_of)
+        made = write_features(starts, out)
+    conclude(
+        ctx.obj,
         made,
         f"{made['features']} features of {made['starters']:,} starters in {near(out)}"
         f" ({made['missing']:.1%} unknown, {made['seconds']:.1f} s)",
+        Counts("starters", len(starts), made["starters"]),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from .counts import Counts, conclude, of_window
 from racing_core.app.options import (
     AsJson,
     HomeOption,
@@ -101,7 +102,14 @@ def run(
     with Bar(f"main job on {source}") as bar:
         job = mainjob.Job(shared.home, source, data, races, seed, test_from, tell, bar)
         facts = mainjob.run(job)
-    shared.answer(facts, "\n".join(_done(shared, facts)))
+    results, back, said = (facts[k] for k in ("results", "backtest", "prediction"))
+    counts = (
+        Counts("races", races if source == "simulated" else results["races"], results["races"]),
+        Counts("starters", results["starters"], facts["features"]["starters"]),
+        of_window(back, shared.home, source),
+        Counts("answers", 1, int(bool(said["ranked"]))),
+    )
+    conclude(shared, facts, "\n".join(_done(shared, facts)), *counts)
 
 
 # %% ../../nbs/97a_app.house.ipynb #cell008
@@ -135,8 +143,10 @@ def doctor(
     last = "ready" if room.ready(found) else "usable: mend what is wrong"
     last = last if room.usable(found) else "not usable: mend what is required"
     mended = [f"mended  {line}" for line in done]
-    ctx.obj.answer(room.as_dict(found) | dict(mended=done), "\n".join([*mended, *rows, last]))
-    raise typer.Exit(0 if room.ready(found) else 1)
+    good, text = sum(f.state == "ok" for f in found), "\n".join([*mended, *rows, last])
+    why = "the main job does without the rest" if room.ready(found) and good < len(found) else ""
+    counted = Counts("checks in order", len(found), good, why)
+    conclude(ctx.obj, room.as_dict(found) | dict(mended=done), text, counted)
 
 
 # %% ../../nbs/97a_app.house.ipynb #cell011

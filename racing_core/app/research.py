@@ -26,6 +26,7 @@ from racing_core.app.options import (
     examples,
 )
 from .boards import scoreboard, standings
+from .counts import conclude, of_window
 from .terminal import Bar
 
 commands = typer.Typer()
@@ -79,7 +80,8 @@ def backtest(
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"backtest {source}") as bar:
         found = mainjob.report(place, *window, ",".join(override or []), bar, more)
-    ctx.obj.answer(found, "" if ctx.obj.json else scoreboard(found))
+    told = "" if ctx.obj.json else scoreboard(found)
+    conclude(ctx.obj, found, told, of_window(found, place, source, test_to))
 
 
 @commands.command(
@@ -127,4 +129,5 @@ def contest(
     window, place = (source, test_from, test_to, report), ctx.obj.home
     with Bar(f"contest {source}") as bar:
         found = mainjob.report(place, *window, "", bar, more, notebook="20_contest")
-    ctx.obj.answer(found, "" if ctx.obj.json else standings(found))
+    told = "" if ctx.obj.json else standings(found)
+    conclude(ctx.obj, found, told, of_window(found, place, source, test_to))

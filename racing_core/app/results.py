@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .counts import Counts, conclude
 from .options import AsJson, HomeOption, day, examples
 from .terminal import Bar, say
 from ..errors import BadInput
@@ -46,10 +47,12 @@ def simulate(
         bar(f"{races:,} races")
         made = store_world(ctx.obj.home, races, seed, inefficiency)
     how = f"{made['seconds']:.1f} s" if made["changed"] else "the same world is stored already"
-    ctx.obj.answer(
+    conclude(
+        ctx.obj,
         made,
         f"simulated: {made['races']:,} races, {made['starters']:,} starters,"
         f" {made['non_runners']:,} non-runners ({how})",
+        Counts("races", races, made["races"]),
     )
 
 
@@ -75,6 +78,14 @@ def _account(done: dict) -> list[str]:
         *(f"  note: {note}" for note in done["notes"]),
         end if done["races"] else "",
     ]
+
+
+def _rows(done: dict) -> Counts:
+    "Rows that should have been stored, and those that were."
+    wanted = done["rows_read"] - done["duplicates"]
+    why = "; ".join(f"{n:,} {reason}" for reason, n in done["why"].items())
+    kept = done["kept"] if done["races"] else 0
+    return Counts("rows", max(wanted, kept), kept, "" if kept == wanted else why or "see above")
 
 
 def _set_aside(faults: list[dict]) -> list[str]:
@@ -131,10 +142,9 @@ def ingest(
     if done["races"]:
         more |= (scores := asking.ask_ahead(place, done["name"], done["name"], datetime.now(UTC)))
         told += [*_foreseen(place, done), asking.asked(scores)]
-    ctx.obj.answer(done | more, "\n".join(filter(None, told)))
     if not done["races"]:
         say(f"racing: {room.nothing_kept(done).message}", sys.stderr)
-        raise SystemExit(2)
+    conclude(ctx.obj, done | more, "\n".join(filter(None, told)), _rows(done), code=2)
 
 
 # %% ../../nbs/96_app.results.ipynb #cell009
@@ -153,6 +163,17 @@ def _fetched(done: Any) -> list[str]:
         *(f"made good: {f}" for f in done.failures),
         f"{stored} ({done.requests:,} requests, {done.seconds:.1f} s)",
     ]
+
+
+def _brought(done: Any) -> Counts:
+    "Races that came of those that were asked for; of a list, how many there are is not known before."
+    nothing = done.since >= done.until
+    why = f"days before {done.since} were fetched earlier" if nothing else done.stopped or ""
+    if done.kind == "weather" and not nothing:
+        why = f"no coordinates of {', '.join(done.unmapped)}" if done.unmapped else why
+        why = why or (f"{done.missed:,} without an answer" if done.missed else "")
+    expected = 0 if nothing else max(done.races + done.missed, 1)
+    return Counts("races", expected, done.races, why)
 
 
 Since = Annotated[date | None, day("--since", "First day; where the last fetch stopped by default")]
@@ -211,4 +232,5 @@ def fetch(
     if kind == "card":
         scores = asking.ask_ahead(place, done.name, room.NAMES["results"], datetime.now(UTC))
     told = [*_fetched(done), asking.asked(scores)]
-    ctx.obj.answer(done.as_dict() | scores, "\n".join(filter(None, told)))
+    facts, text = done.as_dict() | scores, "\n".join(filter(None, told))
+    conclude(ctx.obj, facts, text, _brought(done))

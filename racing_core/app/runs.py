@@ -35,12 +35,13 @@ def _line(run: dict, depth: int) -> str:
     window = " to ".join(str(asked.get(k) or "") for k in ("test_from", "test_to"))
     if run["kind"] == "train":
         window = f"tuning years, until {asked.get('until') or 'the end'}"
-    as_of = asked.get("as_of") or "close"
-    window = window.strip().removesuffix(" to") + ("" if as_of == "close" else f", as of {as_of}")
+    window, as_of = window.strip().removesuffix(" to"), asked.get("as_of") or "close"
+    window += "" if as_of == "close" else f", as of {as_of}"
+    window += f", {asked['recipe']}" if asked.get("recipe") not in (None, "", "best") else ""
     gain = _interval(run["figures"].get("delta_r2"))
     when = run["started"][:16].replace("T", " ")
     start = (
-        f"{run['id']:<9}{run['kind']:<9}{run['source']:<12}{when:<18}{run['state']:<14}{code:<10}"
+        f"{run['id']:<9}{run['kind']:<11}{run['source']:<12}{when:<18}{run['state']:<14}{code:<10}"
     )
     return f"{start}{gain:<30}{'└ ' * depth}{run['name'] or window}"
 
@@ -62,7 +63,7 @@ def listing(
     runs: list[dict],  # accounts, oldest first
 ) -> str:
     "Runs as a table."
-    names = f"{'id':<9}{'kind':<9}{'source':<12}{'began (UTC)':<18}{'state':<14}{'commit':<10}"
+    names = f"{'id':<9}{'kind':<11}{'source':<12}{'began (UTC)':<18}{'state':<14}{'commit':<10}"
     head = f"{names}{'ΔR² over the market':<30}window or what varied"
     return (
         "\n".join([head, *(_line(*x) for x in _tree(runs))])
@@ -139,8 +140,11 @@ def runs(
         told, counts = _listed(ctx.obj.home)
         text = "\n".join([listing(told), *_untold(counts)])
         return ctx.obj.answer(dict(runs=told) | counts, text)
+    if ctx.obj.home.tracking_uri.startswith("http"):
+        url = tracking.page(ctx.obj.home)
+        return ctx.obj.answer(dict(url=url), f"{url} shows the runs")
     free("127.0.0.1", port)
-    url = f"http://127.0.0.1:{port}"
+    url = tracking.page(ctx.obj.home, port)
     ctx.obj.answer(dict(url=url), f"{url} shows the runs; Ctrl-C stops it")
     raise typer.Exit(tracking.serve(ctx.obj.home, port))
 

@@ -214,29 +214,34 @@ class _Teller:
 
     def _files(self, run: str, at: int, folder: str, only=None, **_: Any) -> None:
         folder = self.home.root / folder
+        copied = ".spool" in folder.parts  # which is removed once it was taken
         if not folder.is_dir():
+            if copied:
+                return
             raise Refused(f"its files are gone from {folder}")
         uri = self.client.get_run(run).info.artifact_uri
         if uri.startswith(LINKED) and not _served(self.home):
-            return _link(self.home, run, folder)
-        for name in only or []:
-            self.client.log_artifact(run, str(folder / name))
-        if not only:
+            _link(self.home, run, folder, only or [])
+        elif only:
+            for name in only:
+                self.client.log_artifact(run, str(folder / name))
+        else:
             self.client.log_artifacts(run, str(folder))
-        if ".spool" in folder.parts:
-            shutil.rmtree(folder)
+        if copied:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, run: str, at: int, status: str, **_: Any) -> None:
         self.client.set_terminated(run, status, at)
 
 
-def _link(home: Home, run: str, folder: Path) -> None:
+def _link(home: Home, run: str, folder: Path, only: list[str]) -> None:
     "A run's folder where the server looks for its files; a copy that the spool made is moved there."
     place = home.runs / ".mlflow" / run / "artifacts"
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
-        return
-    if ".spool" in folder.parts:
+        for name in only if place.resolve() != folder.resolve() else []:
+            shutil.copy2(folder / name, place / name)
+    elif ".spool" in folder.parts:
         os.rename(folder, place)
     else:
         place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))

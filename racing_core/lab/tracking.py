@@ -43,6 +43,7 @@ __all__ = [
     "reclaim",
     "delivering",
     "mirrored",
+    "page",
     "serve",
     "Run",
     "find",
@@ -347,6 +348,18 @@ def mirrored(
 
 
 # %% ../../nbs/60_lab.tracking.ipynb #cell018
+def page(
+    home: Home,
+    port: int = 5000,  # of `serve`
+) -> str:
+    "The address of our runs in MLflow's pages: of the server that keeps them, or of one of ours."
+    name = os.environ.get("RACING_EXPERIMENT") or EXPERIMENT
+    number = experiment_of(home, client_of(home), name)
+    kept = home.tracking_uri.startswith("http")
+    root = home.tracking_uri.rstrip("/") if kept else f"http://127.0.0.1:{port}"
+    return f"{root}/#/experiments/{number}/runs?workflowType=machine_learning"
+
+
 def serve(
     home: Home,
     port: int = 5000,

@@ -36,7 +36,7 @@ from typing import Any
 from ..config import Home, locked, replacing, valid_name, write_whole
 from ..errors import BadInput, RacingError, Tampered
 from ..lab.teller import away, client_of
-from ..lab.tracking import mirrored, runs
+from ..lab.tracking import find, mirrored, runs
 from ..records import by_field
 from .bundle import manifest_alone, manifest_bytes, manifest_of
 
@@ -132,7 +132,7 @@ def locate(
     "Find a bundle by what people call it; a title's is the one that was given it."
     if str(bundle) in ALIASES:
         return _holder(home, aliases(home), str(bundle))
-    places = [Path(bundle), home.bundles / str(bundle)]
+    places = [Path(bundle) / "bundle", Path(bundle), home.bundles / str(bundle)]
     if found := next((p for p in places if (p / "manifest.json").is_file()), None):
         return found
     if found := _trained_by(home, str(bundle)):
@@ -146,7 +146,10 @@ def locate(
 
 
 def _trained_by(home: Home, run: str) -> Path | None:
-    "The home's bundle that a run has made, if it is there."
+    "The bundle that a run has made: its own copy, or one of the home's."
+    with suppress(BadInput):
+        if ((kept := find(home, run).folder / "bundle") / "manifest.json").is_file():
+            return kept
     for file in sorted(home.bundles.glob("*/manifest.json")):
         try:
             made = json.loads(manifest_bytes(file.parent))["made"]["run"]
@@ -358,7 +361,7 @@ def _versions(client: Any, home: Home, name: str, manifests: dict[str, dict]) ->
         if version in there:
             continue
         run, where = _trained(home, manifest["made"].get("run"))
-        where = where or (home.bundles / version).as_uri()
+        where = f"{where}/bundle" if where else (home.bundles / version).as_uri()
         told = {"version": version, "model": manifest["name"], "as_of": manifest["as_of"]}
         tags = {f"racing.{k}": str(v) for k, v in (told | manifest["made"]).items()}
         made = dict(run_id=run, tags=tags, await_creation_for=0)

@@ -22,6 +22,7 @@ __all__ = [
     "FORM_ALONE",
     "check_source",
     "time_warnings",
+    "stale_warnings",
     "moment_warnings",
     "card_warnings",
     "known",
@@ -68,6 +69,21 @@ def time_warnings(
     return [
         f"stale: the model's last race day is {trained_until}, {age} days before the card;"
         " train a new one"
+    ]
+
+
+def stale_warnings(
+    date: dt.date,  # of the card
+    trained_until: dt.date,  # last day the bundle knows
+    stored: tuple[dt.date, ...],  # later race days whose results are stored
+) -> list[str]:
+    "Are there results before the card that the bundle could know and does not?"
+    if not (missed := [day for day in stored if trained_until < day < date]):
+        return []
+    days = "1 race day" if len(missed) == 1 else f"{len(missed)} race days"
+    return [
+        f"stale: results of {days} between training ({trained_until}) and the card are stored and"
+        " not known to the model; train a new one"
     ]
 
 

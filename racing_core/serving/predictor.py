@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from ..config import Home
 from ..correction import Correction
-from ..errors import BadInput
+from ..data.store import Store, sources
+from ..errors import BadInput, RacingError
 from ..features.matrix import Matrix, compute, matrix
 from ..pipeline import ANSWERS, answered
 from ..release.bundle import Bundle
@@ -88,19 +89,36 @@ class Answer:
 
 
 # %% ../../nbs/82_serving.predictor.ipynb #cell011
+def _later(home: Home, manifest: dict) -> tuple[dt.date, ...]:
+    "Race days after training whose results are stored; none where the store cannot be read."
+    source, until = manifest["source"], dt.date.fromisoformat(manifest["trained_until"])
+    if source not in sources(home):
+        return ()
+    try:
+        since = until + dt.timedelta(1)
+        races, results = Store(home, source).at_once(
+            lambda s: (s.read("races", since), s.read("results", since))
+        )
+    except RacingError:  # `racing doctor` tells of it; a bundle answers without a store
+        return ()
+    run = results.filter(pl.col("position").is_not_null())
+    return tuple(races.join(run, on="race_id", how="semi")["date"].unique().sort())
+
+
 @dataclass(frozen=True)
 class Predictor:
     "Answers cards with one bundle."
 
     bundle: Bundle
     opinions: Opinions | None = None  # read where the bundle listens to a model; nobody is asked
+    stored: tuple[dt.date, ...] = ()  # race days after training whose results are stored
 
     @classmethod
     def of(cls, bundle: Bundle, home: Home) -> Predictor:
         """With the home's cache of semantic scores, where the bundle listens to a language model;
-        no other opens it."""
+        no other opens it. Results stored since training are counted, not read."""
         listens = scorer_of(bundle.manifest.get("scores", {})) == "model"
-        return cls(bundle, Opinions.of(home) if listens else None)
+        return cls(bundle, Opinions.of(home) if listens else None, _later(home, bundle.manifest))
 
     @property
     def source(self) -> str:
@@ -214,6 +232,7 @@ class Predictor:
         alone = [guard.FORM_ALONE] if answer.stage == "fundamental" else []
         return (
             guard.time_warnings(answer.card.date, self.trained_until, self.remembers_from)
+            + guard.stale_warnings(answer.card.date, self.trained_until, self.stored)
             + guard.moment_warnings(answer.card.as_of, self.as_of)
             + guard.card_warnings(answer.card)
             + list(answer.doubts)
