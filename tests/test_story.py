@@ -140,10 +140,11 @@ def edited(desk: Desk) -> Path:
 
 def killed_one(desk: Desk, asked: list) -> dict:
     "The grid, of which the kernel of the second run is killed at its work."
-    process, until = desk.begin(*asked), time.monotonic() + 300
-    while not (there := list(desk.home.glob("runs/experiment-*/002-*/pid"))):
-        assert time.monotonic() < until and process.poll() is None, "no second run"
+    process, there = desk.begin(*asked), []
+    while process.poll() is None and not there:
         time.sleep(0.02)
+        there = list(desk.home.glob("runs/experiment-*/002-*/pid"))
+    assert there, process.communicate()
     os.kill(int(there[0].read_text()), signal.SIGKILL)
     return desk.told(process, 1)
 
