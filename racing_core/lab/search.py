@@ -30,10 +30,10 @@ from racing_core.lab.studies import (
     found_by,
     open_study,
     recipe_at,
-    storage_of,
     studies,
     work,
 )
+from .storage import storage_of
 from .tried import Tried, Tuned, gain, pick, volumes
 from .tuning import OBJECTIVES, code_of_tuning, development, handed
 from ..records import to_json

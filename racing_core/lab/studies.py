@@ -5,23 +5,22 @@
 # %% ../../nbs/66c_lab.studies.ipynb #studies002
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Home, locked, valid_name
+from ..config import locked, valid_name
 from ..errors import BadInput, as_error
+from .storage import open_storage, quiet
 from .space import Range, Space, built, draw, recipe_of, searched, start_of
 from .tried import Tried, Tuned, enough
 from .tuning import BLOCKS, Bench, Piece, Score, Tell, handed, measured, stages_of
@@ -29,14 +28,9 @@ from ..records import by_field
 
 # %% auto #0
 __all__ = [
-    "JOURNAL",
-    "BEAT_S",
-    "GRACE_S",
-    "SCREEN",
     "PRUNERS",
+    "SCREEN",
     "SEEDED",
-    "storage_of",
-    "open_storage",
     "Order",
     "open_study",
     "reclaim",
@@ -50,72 +44,9 @@ __all__ = [
     "recipe_at",
 ]
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies005
-JOURNAL = "studies/journal.log"
-BEAT_S, GRACE_S = 10, 60  # a process that shares a database and is silent for so long is dead
-SCREEN = "-screen"  # what the name of a screen ends with
-
-
-class _Lock:
-    "The system's lock, as Optuna wants it."
-
-    def __init__(self, file: Path):
-        self.file = file.with_name(f".{file.name}.lock")
-
-    def acquire(self) -> bool:
-        self.held = self.file.open("a")
-        fcntl.flock(self.held, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        self.held.close()
-
-
-def _mend(file: Path) -> None:
-    "Take a line off that was cut by the death of its writer."
-    with locked(file):
-        data = file.read_bytes() if file.is_file() else b""
-        if data and not data.endswith(b"\n"):
-            os.truncate(file, data.rfind(b"\n") + 1)
-
-
-def storage_of(
-    home: Home,
-    url: str
-    | None = None,  # of a database; RACING_STUDIES, or else a journal in the home, by default
-) -> str:  # a URL, or the path of a journal
-    "Where the studies of a home are."
-    return url or os.environ.get("RACING_STUDIES") or str(home.root / JOURNAL)
-
-
-def open_storage(
-    place: str,  # from `storage_of`
-) -> Any:  # a storage of Optuna
-    "Open it, and make it where it is not there; `BadInput` where it does not answer."
-    import optuna
-    from optuna.storages import journal
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if "://" not in place:
-        file = Path(place)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _mend(file)
-        return journal.JournalStorage(journal.JournalFileBackend(str(file), lock_obj=_Lock(file)))
-    try:
-        more = dict(heartbeat_interval=BEAT_S, grace_period=GRACE_S)
-        alive = dict(pool_pre_ping=True)
-        return optuna.storages.RDBStorage(place, engine_kwargs=alive, **more)
-    except Exception as e:  # whatever a database and its driver may raise
-        head, _, tail = place.partition("://")
-        got = f"{head}://{tail.rpartition('@')[2]}"
-        expected = "a database that answers, such as postgresql://user@host/studies"
-        raise BadInput(
-            "no studies there", got=got, expected=expected, do=str(e).splitlines()[0]
-        ) from e
-
-
-# %% ../../nbs/66c_lab.studies.ipynb #studies007
+# %% ../../nbs/66c_lab.studies.ipynb #studies006
 PRUNERS = ("hyperband", "wilcoxon")
+SCREEN = "-screen"  # what the name of a screen ends with
 
 
 @dataclass(frozen=True)
@@ -172,16 +103,6 @@ def _hash(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    "Optuna warns of what is new in it."
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
-
-
 def open_study(
     order: Order,
     screen: bool = False,
@@ -189,7 +110,7 @@ def open_study(
     "One of the two studies of a search; `BadInput` where the one of this name hangs on something else."
     import optuna
 
-    with _quiet():
+    with quiet():
         study = optuna.create_study(
             storage=open_storage(order.storage),
             study_name=valid_name(order.study, "name of a study") + SCREEN * screen,
@@ -225,7 +146,7 @@ def _pruner(order: Order) -> Any:
     return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=folds, reduction_factor=3)
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies009
+# %% ../../nbs/66c_lab.studies.ipynb #studies008
 def _worker(number: int) -> str:
     "This process, and which of several it is."
     from psutil import Process
@@ -259,7 +180,7 @@ def reclaim(
     return left
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies011
+# %% ../../nbs/66c_lab.studies.ipynb #studies010
 def _counted(study: Any) -> list[Any]:
     "Trials that are finished, or that somebody alive works on."
     from optuna.trial import TrialState
@@ -301,13 +222,13 @@ def sampler_for(
     if best is None or len(names) == 1:
         return tpe
     own = parts[names[(count + worker) % len(names)]]
-    with _quiet():
+    with quiet():
         return optuna.samplers.PartialFixedSampler(
             {k: v for k, v in best.items() if k not in own}, tpe
         )
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies013
+# %% ../../nbs/66c_lab.studies.ipynb #studies012
 class _Surplus(Exception):
     "Somebody else has taken the last trial."
 
@@ -376,7 +297,7 @@ class _Work:
         return score.loss, score.ece, score.latency_ms
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies015
+# %% ../../nbs/66c_lab.studies.ipynb #studies014
 SEEDED = 8  # best points of the screen that begin the study
 
 
@@ -437,7 +358,7 @@ def _fill(study: Any, own: _Work, shift: Shift, screen: bool) -> str:
     while (done := _finished(study)) < own.goal:
         if why := shift.over() or (not screen and _enough(study, own.order)):
             return why
-        with _quiet():
+        with quiet():
             study.sampler = sampler_for(own.order, study, own.parts, shift.worker)
         try:
             study.optimize(own.screened if screen else own.weighed, n_trials=1)
@@ -454,7 +375,7 @@ def _enough(study: Any, order: Order) -> str | None:
     return enough(tried, terms.patience) if len(tried) >= terms.startup + terms.patience else None
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies017
+# %% ../../nbs/66c_lab.studies.ipynb #studies016
 def trials_of(
     study: Any,  # of Optuna
 ) -> list[Tried]:  # finished ones, in their order
@@ -492,7 +413,7 @@ def importances(
         return {}
 
 
-# %% ../../nbs/66c_lab.studies.ipynb #studies018
+# %% ../../nbs/66c_lab.studies.ipynb #studies017
 def studies(
     storage: str,  # from `storage_of`
 ) -> list[str]:  # names
