@@ -234,15 +234,12 @@ def executor_of(
 # %% ../../nbs/96d_app.experiments.ipynb #ae11
 def _page(outcome: Any, notebook: Path) -> None:
     "The page of a run, as far as its notebook came; a page that cannot be made costs no result."
-    from nbformat import read
-
-    from racing_core.config import write_whole
-    from racing_core.pages.report import page
+    from racing_core.pages.report import paged
 
     log = outcome.folder / notebook.name
     try:
         if log.is_file():
-            write_whole(log.with_suffix(".html"), page(read(log, 4), log.stem))
+            paged(log)
     except Exception as e:
         warnings.warn(f"no page of {log.name} ({type(e).__name__})", stacklevel=2)
 

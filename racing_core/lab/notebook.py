@@ -241,13 +241,15 @@ def execute(
 def keep(
     out: Path | str,  # folder of the run
     finding: Any,  # record of what was found
-    predictions: pl.DataFrame,  # a row per test starter
+    predictions: pl.DataFrame | None = None,  # a row per test starter, where there are any
 ) -> list[Path]:  # result.json, predictions.parquet
     "Write finding and predictions, each file in one step."
     out = Path(out)
     result = write_whole(
         out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
+    if predictions is None:
+        return [result]
     predictions.write_parquet(rows := BytesIO())
     return [result, write_whole(out / "predictions.parquet", rows.getvalue())]
 
