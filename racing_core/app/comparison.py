@@ -30,6 +30,9 @@ commands = typer.Typer()
 __all__ = [
     "commands",
     "Stage",
+    "Against",
+    "Confirm",
+    "Runs",
     "board",
     "flattery",
     "recipe_of",
@@ -172,6 +175,33 @@ Stage = Annotated[
 ]
 
 
+Against = Annotated[
+    str | None, typer.Option(metavar="RUN", help="The reference; the best run by default.")
+]
+Confirm = Annotated[
+    bool,
+    typer.Option(
+        "--confirm",
+        help="Measure the best and its reference once more, on days that nobody has looked at;"
+        " exit code 2 where none are left.",
+    ),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUNS]", help="Runs, or an experiment for its runs; the last one by default."
+    ),
+]
+
+
+def _in_words(found: Contrast, left: Any, then: Contrast | None, report: Path | None) -> str:
+    "All that a comparison has to say."
+    said = confirmation(found, then) if then else f"{left.said[0].upper()}{left.said[1:]}."
+    hint = "Measure the best there with --confirm." if left.window and not then else ""
+    lines = [board(found), flattery(found), said, hint, report and f"report: {near(report)}"]
+    return "\n".join(filter(None, lines))
+
+
 @group.command(
     "compare",
     epilog=examples(
@@ -182,24 +212,10 @@ Stage = Annotated[
 )
 def experiment_compare(
     ctx: typer.Context,
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUNS]", help="Runs, or an experiment for its runs; the last one by default."
-        ),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(metavar="RUN", help="The reference; the best run by default.")
-    ] = None,
+    runs: Runs = None,
+    against: Against = None,
     stage: Stage = None,
-    confirm: Annotated[
-        bool,
-        typer.Option(
-            "--confirm",
-            help="Measure the best and its reference once more, on days that nobody has looked at;"
-            " exit code 2 where none are left.",
-        ),
-    ] = False,
+    confirm: Confirm = False,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Write the report.")] = True,
     home: HomeOption = None,
     as_json: AsJson = False,
@@ -224,10 +240,7 @@ def experiment_compare(
             asked |= dict(confirmed=_pair(then) if then else [])
             report = _page(place, asked, bar)
     facts = found.to_json() | dict(unseen=left, confirmation=then, report=report)
-    said = confirmation(found, then) if then else f"{left.said[0].upper()}{left.said[1:]}."
-    hint = "Measure the best there with --confirm." if left.window and not then else ""
-    lines = [board(found), flattery(found), said, hint, report and f"report: {near(report)}"]
-    ctx.obj.answer(facts, "\n".join(filter(None, lines)))
+    ctx.obj.answer(facts, _in_words(found, left, then, report))
     raise typer.Exit(2 if confirm and not then else 0)
 
 
@@ -282,4 +295,5 @@ def looks(
     tests = sum(e.purpose == "test" for e in entries)
     total = f"{tests} test looks, {len(entries) - tests} for tuning"
     text = "\n".join([head, *lines, total]) if entries else "nobody has looked at anything yet"
-    ctx.obj.answer(dict(looks=entries, tests=tests), text)
+    told = [e.to_json() | dict(purpose=e.purpose, run=e.run) for e in entries]
+    ctx.obj.answer(dict(looks=told, tests=tests), text)

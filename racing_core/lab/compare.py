@@ -137,7 +137,7 @@ def common(
     stages, told = zip(*(opinion(run, stage) for run in runs), strict=True)
     sized = [_sized(rows) for rows in told]
     keys = [*_KEYS, "won", "n"]  # only the same field with the same winner is the same race
-    priced = all("market" in rows.columns for rows in told)
+    priced = all("market" in t.columns and not t["market"].null_count() for t in told)
     kept = [[*keys, f"p{i}", *[f"q{i}"] * priced] for i in range(len(runs))]
     named = [t.rename({"p": f"p{i}", "market": f"q{i}"}, strict=False) for i, t in enumerate(sized)]
     rest = [rows.select(columns) for rows, columns in zip(named[1:], kept[1:], strict=True)]
