@@ -113,8 +113,16 @@ def twice(where: Home) -> tracking.Run:
     return run
 
 
+def count(file: Path, table: str) -> int:
+    "Rows of a table, those of deleted runs too."
+    with closing(sqlite3.connect(file)) as db:
+        return db.execute(f"select count(*) from {table}").fetchone()[0]
+
+
 def test_what_is_told_twice_is_there_once_in_a_file(place):
     whole(place, twice(place))
+    tables = ("runs", "metrics", "datasets", "inputs")
+    assert [count(place.runs / "mlflow.db", t) for t in tables] == [1, 4, 1, 1]
 
 
 def test_postgresql_and_s3_by_their_addresses_alone(postgres_url, s3, tmp_path):
@@ -192,11 +200,7 @@ def test_a_server_that_dies_in_the_middle_hears_all_when_it_is_back(made, tmp_pa
         for run in (before, *offline):
             whole(where, run)
         assert list(seen(where)) == [r.id for r in (before, *offline)]
-    with sqlite3.connect(folder / "mlflow.db") as db:
-        count = {
-            t: db.execute(f"select count(*) from {t}").fetchone()[0] for t in ("runs", "metrics")
-        }
-    assert count == dict(runs=3, metrics=3 * 4)
+    assert [count(folder / "mlflow.db", t) for t in ("runs", "metrics")] == [3, 3 * 4]
     assert not spool.refused(where)
 
 
@@ -251,8 +255,7 @@ def test_one_who_dies_between_telling_and_forgetting_makes_nothing_double(place)
     assert tracking.deliver(place) == spool.Delivery(done=3)
     found = seen(place)[run.id]
     assert found.info.status == "FINISHED" and found.data.metrics == dict(r2=0.2)
-    with closing(sqlite3.connect(place.runs / "mlflow.db")) as db:
-        assert db.execute("select count(*) from metrics").fetchone() == (1,)
+    assert [count(place.runs / "mlflow.db", t) for t in ("runs", "metrics")] == [1, 1]
 
 
 KILLED = """
@@ -433,3 +436,16 @@ def test_what_people_do_in_mlflow_costs_nothing(place):
     client.delete_experiment(number)
     assert tracking.deliver(place) == spool.Delivery(done=5)
     whole(place, run)
+
+
+def test_a_run_gives_signs_of_life_while_its_work_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "BEAT_S", 0.01)
+    with tracking.tracked(Home(tmp_path, ""), "backtest", "demo", {}) as run:
+        os.utime(run.folder / "run.json", (0, 0))
+        for _ in range(1000):
+            if (seen := tracking.open_run(run.folder)).beat >= run.started[:19]:
+                break
+            time.sleep(0.01)
+        assert seen.beat >= run.started[:19] and not tracking.lost(seen, datetime.now(UTC))
+    ended = tracking.open_run(run.folder)
+    assert ended.beat == ended.ended

@@ -90,7 +90,7 @@ def _inherited(home: Home, run: Run) -> dict[str, Any]:
     above: dict[str, Any] = {}
     while run.parent:
         places = home.runs.glob(f"**/*{run.parent}/run.json")
-        with suppress(BadInput):
+        with suppress(BadInput, ValueError):
             over = open_run(file.parent) if (file := next(places, None)) else find(home, run.parent)
             above, run = over.settings | above, over
             continue
@@ -134,9 +134,9 @@ def _closed(home: Home, run: Run) -> None:
         spool.put(home, run.id, "inputs", at, **told, **data)
     spool.put(home, run.id, "files", at, **told, folder=_place(home, run.folder))
     state = {"finished": "FINISHED", "failed": "FAILED"}.get(run.state, "KILLED")
+    spool.put(home, run.id, "end", at, **told, status=state)
     for event in _parts(home, run, told):
         spool.put(home, **event)
-    spool.put(home, run.id, "end", at, **told, status=state)
 
 
 def _parts(home: Home, run: Run, told: dict[str, str]) -> Iterator[dict[str, Any]]:
