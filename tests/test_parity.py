@@ -3,14 +3,13 @@
 import contextlib
 import json
 import shutil
-import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import polars as pl
 import pytest
+from test_data_http import Loopback
 
 from racing_core.app import main as cli
 from racing_core.config import Home
@@ -28,6 +27,7 @@ from racing_core.release.bundle import read
 from racing_core.release.training import train
 from racing_core.serving.parity import facts_of, parity
 from racing_core.serving.paths import LACKS, typed
+from racing_core.serving.predictor import Predictor, sample_card
 from racing_core.simulate import simulate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,49 +54,29 @@ def bundle(home):
 
 @contextlib.contextmanager
 def service():
-    "A racecard service on a loopback port, and how the adapter asks it."
-    races: list[dict] = []
+    "A racecard service on a loopback port: how cards reach the adapter, and what was asked."
+    with contextlib.closing(Loopback()) as server:
+        env = {racingapi.USER: "somebody", racingapi.PASSWORD: "a long password"}
+        env |= {racingapi.URL: server.url}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            told = json.dumps(dict(racecards=races, total=len(races))).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(told)))
-            self.end_headers()
-            self.wfile.write(told)
+        async def ask(day: date):
+            limits = Limits(per_second=1000)
+            async with racingapi.client("card", "pro", env, limits=limits) as client:
+                after = day + timedelta(1)
+                return await racingapi.download(client, "card", "pro", day, after, day)
 
-        def log_message(self, *_):
-            pass
+        def send(cards: list[dict]):
+            server.routes["/v1/racecards/pro"] = dict(racecards=cards, total=len(cards))
+            return wait(ask(date.fromisoformat(cards[0]["date"])))
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = {racingapi.USER: "somebody", racingapi.PASSWORD: "a long password"}
-    env |= {racingapi.URL: f"http://127.0.0.1:{server.server_port}"}
-    asked = []
-
-    async def ask(day: date):
-        limits = Limits(per_second=1000)
-        async with racingapi.client("card", "pro", env, limits=limits) as client:
-            after = day + timedelta(1)
-            return await racingapi.download(client, "card", "pro", day, after, day)
-
-    def send(cards: list[dict]):
-        races[:] = cards
-        asked.append(len(cards))
-        return wait(ask(date.fromisoformat(cards[0]["date"])))
-
-    try:
-        yield send, asked
-    finally:
-        server.shutdown()
-        server.server_close()
+        yield send, server.asked
 
 
 @pytest.fixture(scope="module")
 def found(home, bundle):
     with service() as (send, asked):
         found = parity(home, "simulated", bundle, days=3, send=send)
-    assert sum(asked) == found.expected
+    assert len(asked) == found.days
     return found
 
 
@@ -216,3 +196,19 @@ def test_the_command_counts_and_ends_with_1_where_a_feature_differs(home, later,
     said = capsys.readouterr()
     assert "features that no path changes" in said.err
     assert json.loads(said.out)["counts"][1]["complaint"]
+
+
+def test_every_answer_to_a_card_says_how_many_known_results_the_bundle_has_not_seen(
+    later, home, bundle, tmp_path, capsys
+):
+    starts = Store(later, "simulated").starts()
+    card = sample_card(starts, starts["race_id"][-1])
+    said = Predictor.of(bundle, later).predict(card).warnings
+    assert [w for w in said if "results of 1 race day between training" in w]
+    told = Predictor.of(bundle, home).predict(card).warnings
+    assert not [w for w in told if "between training" in w]
+    file = tmp_path / "card.json"
+    file.write_text(card.model_dump_json(exclude_none=True), encoding="utf-8")
+    argv = ["--home", str(later.root), "predict", str(file), "--bundle", str(home.bundles / "one")]
+    assert cli.main(argv) == 0
+    assert "stale: results of 1 race day" in capsys.readouterr().out

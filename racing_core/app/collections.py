@@ -75,10 +75,9 @@ def map_file(
         proposal = propose(file)
     write_whole(out, proposal.toml)
     told = [*_table(proposal), *_verdict(proposal), f"column map in {near(out)}: check every line"]
+    read = len(proposal.guesses)
     placed = sum(g.means is not None for g in proposal.guesses)
-    why = f"without {', '.join(proposal.missing)} no race can be read" if proposal.missing else ""
-    spare = "others mean nothing here" if placed < len(proposal.guesses) else ""
-    counted = Counts("columns placed", len(proposal.guesses), placed, why or spare)
+    counted = Counts("columns", read, read, f"{placed:,} placed")
     conclude(ctx.obj, proposal.as_dict() | {"map": str(out)}, "\n".join(told), counted)
 
 
