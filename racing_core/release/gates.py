@@ -28,6 +28,7 @@ from .registry import Gate, fingerprint
 __all__ = [
     "SLOPE",
     "FEW",
+    "NOBODY",
     "Budget",
     "sound",
     "latency",
@@ -44,6 +45,7 @@ __all__ = [
 _WANTED = {t.name: t.wanted for t in TARGETS}
 SLOPE = (0.85, 1.15)  # weight of ln p: below, the answers are too sure; above, not sure enough
 FEW = 100  # races below which calibration says nothing
+NOBODY = "nobody has measured it: the bundle is older than this gate; train a new one"
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def calibration(
     limit = f"{low:g} to {high:g} within the interval, and an ECE of at most {wanted:g}"
     told = dict(ece=ece, races=races, basis=basis)
     if races < FEW:
-        said = f"{races} races say nothing, {FEW} are needed"
+        said = f"{races} races say nothing, {FEW} are needed" if races else NOBODY
         return Gate("calibration", False, *slope, limit=limit, said=said, evidence=told)
     passed = slope.low <= high and slope.high >= low and ece <= wanted
     said = f"slope {slope.value:.2f}, ECE {ece:.3f}, {basis}"
