@@ -164,7 +164,7 @@ def lines(
             ax.axhline(0 if what == "gain" else 1, color=INK, lw=0.9)
             ax.set_xticks(x, names, rotation=45 if len(names) > 5 else 0, fontsize=8)
             ax.set_title(title)
-            ax.margins(x=0.1)
+            ax.set_xlim(-0.6, len(names) - 0.4)
             ax.grid(axis="y")
         slope.legend(fontsize=8)
     return figure
