@@ -42,6 +42,7 @@ class Home:
 
     root: Path  # absolute path of the home folder
     tracking_uri: str  # MLflow tracking store
+    artifacts: str = ""  # where MLflow keeps files: a folder or s3://…; in the home by default
 
     @property
     def store(self) -> Path:
@@ -67,7 +68,8 @@ def home(
     "Resolve the home folder; nothing is created until something is written."
     env = os.environ if env is None else env
     path = Path(root or env.get("RACING_HOME") or "data").expanduser().resolve()
-    return Home(path, env.get("RACING_TRACKING_URI") or f"sqlite:///{path / 'runs' / 'mlflow.db'}")
+    store = env.get("RACING_TRACKING_URI") or f"sqlite:///{path / 'runs' / 'mlflow.db'}"
+    return Home(path, store, env.get("RACING_ARTIFACTS", ""))
 
 
 # %% ../nbs/01_config.ipynb #cell008

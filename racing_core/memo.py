@@ -27,6 +27,7 @@ __all__ = [
     "DAY_S",
     "remembered",
     "remembered_arrays",
+    "remembered_frame",
     "Cache",
     "DiskCache",
     "Answers",
@@ -68,6 +69,27 @@ def remembered_arrays(
         np.savez(buffer, **found)
         write_whole(file, buffer.getvalue())
     return {name: np.asarray(x) for name, x in found.items()}, False
+
+
+def remembered_frame(
+    file: Path,  # Parquet; its name holds the key
+    work: Callable[[], Any],  # finds the polars frame
+) -> tuple[Any, bool]:  # the frame; was it kept?
+    "The kept frame, or a new one."
+    import polars as pl
+
+    def kept() -> Any:
+        try:
+            return pl.read_parquet(file, glob=False)
+        except pl.exceptions.PolarsError as e:
+            raise ValueError(str(e)) from e
+
+    with locked(file):
+        if (frame := _read(file, kept)) is not None:
+            return frame, True
+        (frame := work()).write_parquet(rows := io.BytesIO())
+        write_whole(file, rows.getvalue())
+    return frame, False
 
 
 def _read(file: Path, read: Callable[[], Any]) -> Any:

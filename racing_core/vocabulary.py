@@ -47,6 +47,10 @@ _STAGES = (
     Stage("weighted_all", "all models, positive weights", "the same over all models", "ensemble"),
     Stage("stage_2a", "stack, stage 2A", "logistic on the models' scores", "specified"),
     Stage("stage_2b", "stack, stage 2B: as specified", "boosted trees on 2A", "specified"),
+    Stage("calibrated", "stack, calibrated", "corrected as the tuning year chose", "specified"),
+    Stage(
+        "calibrated + price", "stack and price", "mixed by weights of the tuning year", "specified"
+    ),
     Stage("pipeline", "best predictor", "the fundamental models of the pipeline", "best"),
     Stage("fundamental", "fundamental", "the models without a price, together", "pipeline"),
     Stage("blend", "blend", "market and fundamental, mixed after the fact", "pipeline"),

@@ -13,6 +13,7 @@ of this session alone: a test may look for `servers.SECRET` in what must not rep
 binaries are missing the tests skip and say so.
 """
 
+import logging
 import os
 import secrets
 import shutil
@@ -165,6 +166,7 @@ def s3_store() -> Iterator[S3Store]:
     server = pytest.importorskip(
         "moto.server", reason="no S3 server here (pip install moto[server])"
     )
+    logging.getLogger("werkzeug").setLevel("ERROR")  # or every request is a line
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()

@@ -122,8 +122,14 @@ def test_a_tracking_database_of_an_older_version_is_told_and_upgraded(tmp_path, 
     code, told = asked(where, capsys)
     assert code == 1 and states(told)["tracking"] == "wrong" and told["usable"]
     assert tables_of(file) == before, "looking changes nothing"
+    with pytest.warns(UserWarning, match="the run is kept"):
+        tracking.record(where, where.runs / "early", "backtest", "made", {}, figures={})
+    assert tables_of(file) == before and not list(where.runs.glob("mlflow.db.2*"))
     code, told = asked(where, capsys, "--mend")
     assert code == 0 and states(told)["tracking"] == "ok" and "upgraded" in told["mended"][0]
+    assert "told that had waited" in told["mended"][1]
+    with sqlite3.connect(file) as db:
+        assert db.execute("select count(*) from runs").fetchone() == (1,), "nothing is lost"
     (copy,) = where.runs.glob("mlflow.db.2*")
     assert tables_of(copy) == before != tables_of(file)
     tracking.record(where, where.runs / "one", "backtest", "made", {}, figures={})

@@ -18,6 +18,7 @@ from racing_core.folds import Races
 from racing_core.lab import backtest as lab
 from racing_core.lab import contest, notebook, tracking
 from racing_core.lab.ablation import quick
+from racing_core.lab.headline import parts
 from racing_core.lab.walk import last_window, walk
 from racing_core.market import YARDSTICKS
 from racing_core.models.base import KINDS
@@ -73,7 +74,7 @@ def shown(finding, tmp_path, predictions) -> dict[str, str]:
         "picture": plots.svg(plots.ladder(finding.boards)),
         "terminal": terminal.scoreboard(read | dict(report="r.html")),
         "json": file.read_text(encoding="utf-8"),
-        "mlflow": " ".join(tracking.headline(to_json(finding))),
+        "mlflow": " ".join(p.name for p in parts(to_json(finding))),
     }
 
 
@@ -107,7 +108,7 @@ def test_a_metric_is_added_in_one_place(walked, tmp_path, monkeypatch):
     assert "dearest winner" in said["report"] and f"{value:.2f}" in said["report"]
     assert "dearest winner" in said["terminal"] and f"{value:.2f}" in said["terminal"]
     assert json.loads(said["json"])["boards"]["combined"]["longest_price"]["value"] == value
-    assert tracking.headline(to_json(finding))["combined.longest_price"]["value"] == value
+    assert tracking.headline(to_json(finding))["longest_price"]["value"] == value
     monkeypatch.setitem(metrics.METRICS, longest.name, replace(longest, table="order"))
     assert "dearest winner" in pages.ranking(finding)
     assert "dearest winner" not in pages.comparison(finding)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import nbformat
@@ -15,11 +15,14 @@ from racing_core.data.base import Parsed, Quarantine
 from racing_core.data.ingest import ingest_world
 from racing_core.data.store import Store, write
 from racing_core.errors import BadInput, Leak, RacingError
+from racing_core.lab import backtest as lab
 from racing_core.lab import notebook, tracking
+from racing_core.lab.ablation import quick
 from racing_core.pages import report as reports
 from racing_core.simulate import simulate
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "reports" / "10_backtest.ipynb"
+REPORTS = Path(__file__).resolve().parent.parent / "reports"
+NOTEBOOK = REPORTS / "10_backtest.ipynb"
 FROM, TO = "2019-05-01", "2019-08-31"
 PROMISED = {
     "races",
@@ -116,7 +119,7 @@ def test_the_page_holds_what_a_reader_wants(page):
     assert [what for what in WANTED if what not in text] == []
     order = [text.index(f'<td class="text">{name}<small>') for name in ORDER]
     assert order == sorted(order)
-    assert text.count("<svg") == 7, "five pictures, two of them also for a narrow page"
+    assert text.count("<svg") == 9, "six pictures, three of them also for a narrow page"
 
 
 def test_the_page_shows_no_code_and_fetches_nothing(page):
@@ -163,14 +166,27 @@ def test_the_run_is_logged(house, page):
     import mlflow
 
     client = mlflow.MlflowClient(house.tracking_uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("racing backtest").experiment_id])
     account = tracking.open_run(page[0].parent)
+    run = client.get_run(tracking.mirrored(house, account)[0])
     assert run.info.status == "FINISHED" and run.data.tags["racing.run"] == account.id
     r2 = result(page[0].parent)["boards"]["combined"]["r2"]
     for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
-        assert run.data.metrics[f"combined.r2{name}"] == pytest.approx(r2[end])
+        assert run.data.metrics[f"r2{name}"] == pytest.approx(r2[end])
     kept = house.runs / ".mlflow" / run.info.run_id / "artifacts"
-    assert {"result.json", "predictions.parquet", "run.json"} <= {f.name for f in kept.iterdir()}
+    files = {f.name for f in kept.iterdir()}
+    assert {"result.json", "predictions.parquet", "run.json", "10_backtest.ipynb"} <= files
+    assert {"environment.txt", "features.json", "reconciliation.json", "ranks.png"} <= files
+    first = run.data.tags["racing.importances"].split(", ")
+    assert len(first) == 10 and set(first) <= account.features.keys()
+    assert 14 <= len(run.data.metrics) <= 45 and run.inputs.dataset_inputs
+    below = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    )
+    names = {r.info.run_name: r for r in below}
+    assert {"model=lightgbm_softmax", f"fold={FROM[:4]}"} <= names.keys()
+    assert names["model=market"].data.metrics.keys() >= {"r2", "r2_low", "r2_high"}
+    above = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert above.info.run_name == "best_v1"
     assert account.id in page[0].read_text(encoding="utf-8")
 
 
@@ -254,3 +270,68 @@ def test_a_failure_that_is_not_ours_says_where(tmp_path):
     with pytest.raises(RacingError, match=r"ZeroDivisionError.*In \[2\] of small\.ipynb"):
         reports.publish(small(tmp_path, "x = 0", "1 / x"), tmp_path / "out", {})
     assert "ZeroDivisionError" in (tmp_path / "out" / "small.html").read_text(encoding="utf-8")
+
+
+FEW = dict(only="lightgbm_lambdarank,logistic_regression", folds=3, config="zoo.toml")
+ZOO = "[lightgbm_lambdarank]\ntrees = 8\nthreads = 1\n[logistic_regression]\n"
+STUDIES = {  # notebook to parameters, words of its headline, pictures
+    "30_base_models": (FEW | dict(beyond=False), "Base models on a simulated world", 8),
+    "31_stack_and_calibration": (FEW, "the ensemble comes to", 7),
+    "32_return": ({}, "Return on investment of a simulated world", 4),
+    "33_feature_families": (dict(top=4), "linear models reach an R²", 4),
+    "34_drift_study": ({}, "features moved further", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def small_house(tmp_path_factory):
+    "A home with a small world, and the predictions of a walk through its end."
+    where, world = home(tmp_path_factory.mktemp("studies"), env={}), simulate(races=500, seed=4)
+    ingest_world(world, where)
+    starts = Store(where, "simulated").starts()
+    last = starts["date"].max()
+    walked = lab.backtest(starts, last - timedelta(40), make=quick)
+    with tracking.tracked(where, "backtest", "simulated", dict(recipe="quick")) as run:
+        notebook.keep(run.folder, lab.figures(walked, 1), walked.predictions)
+    (where.root / "zoo.toml").write_text(ZOO)
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("RACING_TRACKING_URI", raising=False)
+        env.setenv("OMP_NUM_THREADS", "1")
+        yield where, last - timedelta(40), run.id
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_a_report_that_a_stranger_can_read(name, small_house):
+    where, first, walk = small_house
+    more, words, pictures = STUDIES[name]
+    asked = dict(home=str(where.root)) | more
+    asked |= dict(run=walk) if name == "32_return" else dict(test_from=str(first))
+    asked |= dict(config=str(where.root / "zoo.toml")) if "config" in more else {}
+    log = notebook.execute(REPORTS / f"{name}.ipynb", where.runs / name, asked)
+    text = reports.paged(log).read_text(encoding="utf-8")
+    assert words in text and text.count("<svg") == pictures, text.count("<svg")
+    assert text.index("<h1") < text.index('class="lead"') < text.index("<svg")
+    for wanted in ("What to conclude", "How it was made", "commit", "versions", "95%"):
+        assert wanted in text, wanted
+    assert not re.search(r"import |Traceback|Warning|… |class=\"failed\"", text)
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(https?:)?//|@import|<script|url\((?!#|'#|"#)""", text
+    )
+    run, found = tracking.open_run(where.runs / name), result(where.runs / name)
+    assert run.state == "finished" and run.figures and run.id in text and found
+    told = nbformat.read(REPORTS / f"{name}.ipynb", 4).cells[0]
+    assert told.metadata.tags == ["parameters"]
+    assert all("  # " in line for line in told.source.splitlines()), "each one is explained"
+    assert (run.looks is None) == (name == "30_base_models"), "the past alone needs no look"
+
+
+def test_base_models_never_read_the_window_that_stays_unseen(small_house):
+    where, first, _ = small_house
+    rows = pl.read_parquet(where.runs / "30_base_models" / "predictions.parquet")
+    assert rows["date"].max() < first and rows["lightgbm_lambdarank"].is_between(0, 1).all()
+
+
+def test_ways_of_staking_are_asked_of_a_walk_that_there_is(tmp_path):
+    where = home(tmp_path, env={})
+    with pytest.raises(BadInput, match="no backtest to bet on"):
+        notebook.execute(REPORTS / "32_return.ipynb", tmp_path / "out", dict(home=str(where.root)))

@@ -145,11 +145,11 @@ def test_a_copied_home_lives_on_its_own(first, tmp_path):
 def test_two_first_runs_at_once(tmp_path):
     place = home(tmp_path / "home", env={})
     code = (
-        "import warnings; warnings.filterwarnings('error', message='.*MLflow did not')\n"
+        "import warnings; warnings.filterwarnings('error', message='.*the run is kept')\n"
         "from racing_core.lab import tracking\n# go\n"
         "with tracking.tracked(place, 'backtest', 'demo', dict(me=me)): pass\n"
     )
-    together(code, place, times=3)
-    assert len(rows(place, "select run_uuid from runs where status = 'FINISHED'")) == 3
-    assert len(rows(place, "select name from experiments where name = 'racing backtest'")) == 1
-    assert sorted(r.settings["me"] for r in tracking.runs(place)) == [0, 1, 2]
+    together(code, place, times=4)
+    assert len(rows(place, "select run_uuid from runs where status = 'FINISHED'")) == 4
+    assert len(rows(place, "select name from experiments where name = 'GodTier_Ensemble_v2'")) == 1
+    assert sorted(r.settings["me"] for r in tracking.runs(place)) == [0, 1, 2, 3]

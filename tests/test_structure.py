@@ -162,8 +162,8 @@ def importers(package: str) -> set[str]:
     }
 
 
-def test_only_tracking_and_registry_know_mlflow():
-    assert importers("mlflow") <= {"racing_core/lab/tracking.py", "racing_core/release/registry.py"}
+def test_only_the_teller_and_the_registry_know_mlflow():
+    assert importers("mlflow") <= {"racing_core/lab/teller.py", "racing_core/release/registry.py"}
 
 
 def test_no_pickle_is_ever_loaded():

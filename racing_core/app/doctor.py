@@ -27,7 +27,10 @@ from ..data.mend import damage, stores
 from ..data.mend import mend as mend_store
 from ..data.store import Store, sources
 from ..errors import RacingError
+from ..lab import spool
 from ..lab.database import refusal, upgrade
+from ..lab.teller import away
+from ..lab.tracking import reclaim
 from ..release import registry
 from ..release.registry import ALIASES, aliases, locate
 
@@ -294,40 +297,33 @@ def browser() -> Finding:
     )
 
 
-def tracking(
-    home: Home,
-    timeout: float = 3.0,  # seconds to wait for a server
-) -> Finding:
-    "Would the tracking store take a run? A file is made when the first run is logged."
-    uri = home.tracking_uri
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        folder = _nearest(
-            Path(parts.path.removeprefix("/" if parts.scheme == "sqlite" else "")).absolute().parent
-        )
-        fine = parts.scheme not in ("sqlite", "file", "") or _may_write(folder)
-        if fine and (why := refusal(home)):
-            return Finding("tracking", "wrong", f"{uri}: {why}", "racing doctor --mend")
-        return Finding(
-            "tracking",
-            "ok" if fine else "wrong",
-            uri if fine else f"{folder} cannot be written",
-            None if fine else "name another place in RACING_TRACKING_URI",
-        )
-    import httpx
+def _untold(home: Home) -> tuple[str, str] | None:
+    "What MLflow has not heard of, and what to do."
+    waiting, refused = len(spool.waiting(home)), len(spool.refused(home))
+    if waiting:
+        return f"{waiting} things wait to be told", "racing doctor --mend"
+    where = spool.place(home) / "refused"
+    do = f"see why in {where}; racing runs --replay tries again; delete what nobody needs"
+    return (f"{refused} refused for good", do) if refused else None
 
-    try:
-        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=timeout)
-        answer.raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        place = f"{parts.scheme}://{parts.hostname}{parts.path}"
-        return Finding(
-            "tracking",
-            "wrong",
-            f"{place}: {type(e).__name__}",
-            "start the MLflow server, or unset RACING_TRACKING_URI to use a file in the home",
-        )
-    return Finding("tracking", "ok", f"{parts.scheme}://{parts.hostname}{parts.path} answers")
+
+def tracking(home: Home) -> Finding:
+    "Would the tracking store take a run, and has it heard of all? A file is made by the first run."
+    parts = urlsplit(home.tracking_uri)
+    place = f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.hostname else parts.geturl()
+    inside = parts.path.removeprefix("/" if parts.scheme == "sqlite" else "")
+    folder = _nearest(Path(inside).absolute().parent)
+    if not parts.hostname and not _may_write(folder):
+        do = "name another place in RACING_TRACKING_URI"
+        return Finding("tracking", "wrong", f"{folder} cannot be written", do)
+    if why := refusal(home):
+        return Finding("tracking", "wrong", f"{place}: {why}", "racing doctor --mend")
+    if why := away(home):
+        do = "start it, or unset RACING_TRACKING_URI to use a file in the home"
+        return Finding("tracking", "wrong", f"{place}: {why}", do)
+    if untold := _untold(home):
+        return Finding("tracking", "wrong", f"{place}: {untold[0]}", untold[1])
+    return Finding("tracking", "ok", f"{place} answers" if parts.hostname else place)
 
 
 def machine() -> Finding:
@@ -367,6 +363,16 @@ def examine(home: Home) -> list[Finding]:
 
 
 def mend(home: Home, now: datetime) -> list[str]:  # what was done
-    "Move aside what is damaged, and bring an older tracking database up to date."
+    """Move aside what is damaged, bring an older tracking database up to date, and tell MLflow what
+    it has not heard of."""
     done = [mend_store(store, now) for store in stores(home)]
-    return [line for line in (*done, registry.mend(home, now), upgrade(home, now)) if line]
+    done += [registry.mend(home, now), upgrade(home, now), *_replayed(home, now)]
+    return [line for line in done if line]
+
+
+def _replayed(home: Home, now: datetime) -> list[str]:
+    "Close the accounts of lost runs; tell what waits."
+    before = len(spool.waiting(home))
+    gone = [f"run {run.id}: lost, its account is closed" for run in reclaim(home, now)]
+    told = max(0, before - len(spool.waiting(home)))
+    return [*gone, *([f"tracking: {told} things told that had waited"] if told else [])]

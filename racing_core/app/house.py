@@ -113,7 +113,8 @@ def doctor(
     mend: Annotated[
         bool,
         typer.Option(
-            "--mend", help="Move damaged files aside, and upgrade an older tracking database."
+            "--mend",
+            help="Move damaged files aside, upgrade an older tracking database, tell MLflow what waits.",
         ),
     ] = False,
     home: HomeOption = None,

@@ -19,6 +19,7 @@ from racing_core.app import (
     answers,
     betting,
     collections,
+    experiments,
     features,
     house,
     promotion,
@@ -48,19 +49,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=f"{_EXAMPLES}\n\n{_CODES}",
 )
-_GROUPS = (
+for group in (
     results,
     collections,
     features,
     research,
+    experiments,
     tuning,
     runs,
     promotion,
     answers,
     betting,
     house,
-)
-for group in _GROUPS:
+):
     app.add_typer(group.commands)
 
 

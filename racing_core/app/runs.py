@@ -6,12 +6,14 @@
 __all__ = ["commands", "group", "RunId", "listing", "runs", "runs_show", "compare"]
 
 # %% ../../nbs/96c_app.runs.ipynb #cell002
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from .options import AsJson, HomeOption, Port, examples, free
 from .terminal import near
+from ..config import Home
 
 commands = typer.Typer()
 group = typer.Typer(help="List what was run, look at one run, or open MLflow on all.")
@@ -27,7 +29,7 @@ def _interval(figure: dict | None) -> str:
     return f"{figure['value']:+.4f}{ends}"
 
 
-def _line(run: dict) -> str:
+def _line(run: dict, depth: int) -> str:
     code = "–" if run["commit"] is None else run["commit"][:8] + "*" * run["dirty"]
     asked = run["settings"]
     window = " to ".join(str(asked.get(k) or "") for k in ("test_from", "test_to"))
@@ -38,25 +40,77 @@ def _line(run: dict) -> str:
     gain = _interval(run["figures"].get("delta_r2"))
     when = run["started"][:16].replace("T", " ")
     start = (
-        f"{run['id']:<9}{run['kind']:<9}{run['source']:<12}{when:<18}{run['state']:<9}{code:<10}"
+        f"{run['id']:<9}{run['kind']:<9}{run['source']:<12}{when:<18}{run['state']:<14}{code:<10}"
     )
-    return f"{start}{gain:<30}{window}"
+    return f"{start}{gain:<30}{'└ ' * depth}{run['name'] or window}"
+
+
+def _tree(runs: list[dict]) -> list[tuple[dict, int]]:
+    "Every run with its depth, children below their parent."
+    known, below = {r["id"] for r in runs}, {}
+    for run in runs:
+        over = run["parent"] if run["parent"] in known else None
+        below.setdefault(over, []).append(run)
+
+    def under(over: str | None, depth: int) -> list[tuple[dict, int]]:
+        return [x for r in below.get(over, []) for x in ((r, depth), *under(r["id"], depth + 1))]
+
+    return under(None, 0)
 
 
 def listing(
     runs: list[dict],  # accounts, oldest first
 ) -> str:
     "Runs as a table."
-    names = f"{'id':<9}{'kind':<9}{'source':<12}{'began (UTC)':<18}{'state':<9}{'commit':<10}"
-    head = f"{names}{'ΔR² over the market':<30}window"
+    names = f"{'id':<9}{'kind':<9}{'source':<12}{'began (UTC)':<18}{'state':<14}{'commit':<10}"
+    head = f"{names}{'ΔR² over the market':<30}window or what varied"
     return (
-        "\n".join([head, *map(_line, runs)]) if runs else "no run yet: `racing backtest` makes one"
+        "\n".join([head, *(_line(*x) for x in _tree(runs))])
+        if runs
+        else "no run yet: `racing backtest` makes one"
     )
+
+
+# %% ../../nbs/96c_app.runs.ipynb #runscmd
+def _listed(home: Home) -> tuple[list[dict], dict[str, int]]:
+    "Accounts, and how many things MLflow has not heard of."
+    from racing_core.lab import spool, tracking
+
+    now = datetime.now(UTC)
+    runs = [
+        r.to_json()
+        | dict(folder=str(r.folder))
+        | (dict(state="lost") if tracking.lost(r, now) else {})
+        for r in tracking.runs(home)
+    ]
+    return runs, dict(waiting=len(spool.waiting(home)), refused=len(spool.refused(home)))
+
+
+def _untold(counts: dict[str, int]) -> list[str]:
+    waits = f"{counts['waiting']} things wait for MLflow: racing runs --replay"
+    aside = f"{counts['refused']} things MLflow refused for good: racing doctor says where they are"
+    return [line for line, n in zip((waits, aside), counts.values(), strict=True) if n]
+
+
+def _replay(ctx: typer.Context) -> None:
+    "Close the accounts of lost runs, and tell MLflow all that waits, what it refused once more too."
+    from racing_core.lab import spool, tracking
+
+    home = ctx.obj.home
+    spool.again(home)
+    gone = [run.id for run in tracking.reclaim(home, datetime.now(UTC))]
+    _, counts = _listed(home)
+    lines = [f"run {run} was lost: its account is closed" for run in gone]
+    told = [*lines, *_untold(counts)] or ["MLflow has heard of everything"]
+    ctx.obj.answer(dict(reclaimed=gone) | counts, "\n".join(told))
+    raise typer.Exit(1 if any(counts.values()) else 0)
 
 
 @group.callback(
     invoke_without_command=True,
-    epilog=examples("racing runs", "racing runs show 3f2a", "racing runs --ui --port 5000"),
+    epilog=examples(
+        "racing runs", "racing runs show 3f2a", "racing runs --ui", "racing runs --replay"
+    ),
 )
 def runs(
     ctx: typer.Context,
@@ -64,17 +118,27 @@ def runs(
         bool, typer.Option("--ui", help="Show them in MLflow's pages, to this machine.")
     ] = False,
     port: Port = 5000,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Tell MLflow what it has not heard of; close lost runs."),
+    ] = False,
     home: HomeOption = None,
     as_json: AsJson = False,
 ) -> None:
-    "List what was run, with its commit and what it gained; or open MLflow on it."
+    """List what was run, with its commit and what it gained; or open MLflow on it.
+
+    Exit code 1 if MLflow has not heard of all after --replay.
+    """
     from racing_core.lab import tracking
 
     if ctx.invoked_subcommand:
         return
+    if replay:
+        return _replay(ctx)
     if not ui:
-        told = [r.to_json() | dict(folder=str(r.folder)) for r in tracking.runs(ctx.obj.home)]
-        return ctx.obj.answer(dict(runs=told), listing(told))
+        told, counts = _listed(ctx.obj.home)
+        text = "\n".join([listing(told), *_untold(counts)])
+        return ctx.obj.answer(dict(runs=told) | counts, text)
     free("127.0.0.1", port)
     url = f"http://127.0.0.1:{port}"
     ctx.obj.answer(dict(url=url), f"{url} shows the runs; Ctrl-C stops it")

@@ -70,6 +70,7 @@ class Run:
     about: str = ""  # a sentence for people
     process: str = ""  # that does the work: host:pid:when it began
     beat: str = ""  # ISO time of the last sign of life
+    experiment: str = ""  # of MLflow; none: it never heard of the run
 
     @property
     def settings_hash(self) -> str:
@@ -175,7 +176,7 @@ def open_run(
     if not file.is_file():
         return None
     told = json.loads(file.read_text(encoding="utf-8"))
-    seen = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    seen = datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
     known = {f.name for f in fields(Run)}
     told = {k: v for k, v in told.items() if k in known} | dict(beat=told.get("ended") or seen)
     return Run(folder=Path(folder), **told)

@@ -294,9 +294,7 @@ def figures(
     p, race, windows = found.predictions, st.race_codes(found.predictions), found.windows
     boards = _boards(p)
     money = Bankroll.of(bankroll(p, dividends=dividends), settled(p, dividends)[-1])
-    known = [name for name in YARDSTICKS if name in boards]
-    over = {name: _gain(p, name) for name in known or ["uniform"]}
-    hard = found.pipelines[0].yardstick if known else "uniform"
+    over, hard = _over(p), found.pipelines[0].yardstick if "market" in boards else "uniform"
     return Finding(
         test_from=windows[0].test_from,
         test_to=windows[-1].test_to,
@@ -310,24 +308,21 @@ def figures(
         yardstick=hard,
         delta_r2=over[hard],
         over=over,
-        corrections=[pipeline.correction for pipeline in found.pipelines],
         by_year=gain_by_year(p, hard),
         uniform_logloss=uniform_logloss(race),
-        market_power=[w.power for w in found.pipelines],
-        weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
         bet_everything=(everything := _everything(p)),
         bankroll=money,
         placebo=placebo(p),
         targets=_targets(p, boards, money, found.operation),
-        slices=_slices(p) if known else None,
+        slices=_slices(p),
         ranks=ranks(p[found.answer].to_numpy(), p["position"].to_numpy(), race),
-        importance=_top(found.importance),
         tripwires=_wires(found, boards, everything),
         seconds=round(found.seconds, 1),
         peak_mb=round(peak_mb()),
         share_of_attainable=_shares(boards),
         attainable_delta_r2=_attainable(boards),
         as_of=found.as_of,
+        **_learnt(found),
     )
 
 
@@ -339,11 +334,24 @@ def _everything(p: pl.DataFrame) -> dict[str, float]:
     return betting.bet_everything(p["odds"].to_numpy(), p["win"].to_numpy(), st.race_codes(p))
 
 
-def _top(importance: pl.DataFrame, n: int = 10) -> dict[str, dict[str, float]]:
-    "Of each part the features that moved it most."
-    parts = [c for c in importance.columns if c != "feature"]
-    tops = {c: importance.drop_nulls(c).sort(c, descending=True).head(n) for c in parts}
-    return {c: dict(zip(t["feature"], t[c].round(6), strict=True)) for c, t in tops.items()}
+def _over(p: pl.DataFrame) -> dict[str, Estimate]:
+    "The gain of the answer over each yardstick there is."
+    known = [name for name in YARDSTICKS if name in p.columns]
+    return {name: _gain(p, name) for name in known or ["uniform"]}
+
+
+def _learnt(found: Backtest, n: int = 10) -> dict:
+    "What the pipelines say of themselves; of each part of the last one the features that moved it."
+    parts = {c: found.importance.drop_nulls(c) for c in found.importance.columns if c != "feature"}
+    tops = {c: rows.sort(c, descending=True).head(n) for c, rows in parts.items()}
+    return dict(
+        corrections=[pipeline.correction for pipeline in found.pipelines],
+        market_power=[pipeline.power for pipeline in found.pipelines],
+        weights={k: w.tolist() for k, w in found.pipelines[-1].weights.items()},
+        importance={
+            c: dict(zip(t["feature"], t[c].round(6), strict=True)) for c, t in tops.items()
+        },
+    )
 
 
 def _wires(found: Backtest, boards: dict[str, Board], everything: dict[str, float]) -> list[Wire]:
@@ -377,8 +385,10 @@ def _targets(
     return success(named, brier(0 * win, win), money, operation)
 
 
-def _slices(p: pl.DataFrame) -> Slices:
-    "The gain slice by slice, and the winners at each price."
+def _slices(p: pl.DataFrame) -> Slices | None:
+    "The gain slice by slice, and the winners at each price; None without prices."
+    if "market" not in p.columns:
+        return None
     race = st.race_codes(p)
     mine, theirs, win, odds, day = (
         p[c].to_numpy() for c in (answered(p.columns), "market", "win", "odds", "date")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from ..betting.staking import cap, fractional_kelly, minimum_edge
 from ..pipeline import answered
 
 # %% auto #0
-__all__ = ["TERMS", "bankroll", "settled", "Placebo", "placebo"]
+__all__ = ["TERMS", "bankroll", "settled", "bets", "Placebo", "placebo"]
 
 # %% ../../nbs/61c_lab.bankroll.ipynb #bets
 TERMS = dict(strategy=fractional_kelly(0.25), controls=(minimum_edge(0.05), cap(0.02)))
@@ -29,7 +30,7 @@ def bankroll(
 ) -> pl.DataFrame:  # a row per race day
     """A quarter of Kelly on edges above 5%, at most 2% of the bankroll a bet, chosen at the price of
     the decision and settled at the dividends where there are any and else at the final price."""
-    p, _, _, race, day = _bets(predictions, probability)
+    p, _, _, race, day = bets(predictions, probability)
     odds, win, settle, _ = settled(predictions, dividends)
     return betting.run(p, odds, win, race, day, settle_odds=settle, **TERMS)
 
@@ -46,7 +47,10 @@ def settled(
     return np.where(np.isnan(settle), np.nan, p["odds"]), win, settle, label
 
 
-def _bets(p: pl.DataFrame, probability: str | None = None) -> tuple[np.ndarray, ...]:
+def bets(
+    p: pl.DataFrame,  # predictions of a walk
+    probability: str | None = None,  # column to bet on; the stage that answers by default
+) -> tuple[np.ndarray, ...]:
     "Chances, prices, winners, races and days, as `betting.backtest` takes them."
     return (
         p[probability or answered(p.columns)].to_numpy(),
@@ -70,11 +74,13 @@ class Placebo:
 
 def placebo(
     predictions: pl.DataFrame,  # of a walk
+    probability: str | None = None,  # column to bet on; the stage that answers by default
+    **terms: Any,  # as for `betting.backtest.placebos`; the usual bets by default
 ) -> Placebo:
     "Bets on the market's own chances, and on winners drawn from them; none without a market."
     if "price" not in predictions.columns:
         return Placebo(0, 0, None, None)
-    worlds = betting.placebos(*_bets(predictions), **TERMS)
+    worlds = betting.placebos(*bets(predictions, probability), **(terms or TERMS))
     drawn = worlds.filter(world="drawn from the market")["roi"].drop_nulls()
     return Placebo(
         worlds.filter(world="the market's own chances")["bets"].item(),

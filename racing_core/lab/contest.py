@@ -46,6 +46,9 @@ __all__ = [
     "Entries",
     "Told",
     "Scored",
+    "scored",
+    "best_single",
+    "with_market",
     "Contest",
     "contest",
     "Contestant",
@@ -150,8 +153,12 @@ def _alone(
     }
 
 
-def _scored(
-    races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
+def scored(
+    races: Races,
+    step: Step,  # of a walk over them
+    entries: Entries,
+    cache: Path | None = None,  # folder of kept fits
+    progress: Progress = lambda step, done: None,
 ) -> Scored:
     "All models, their sums and the specified stack."
     oof, final = _scores(races, step, entries, cache, progress)
@@ -181,7 +188,10 @@ def _scored(
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell008
-def _best_single(scored: Scored, names: list[str]) -> str:
+def best_single(
+    scored: Scored,
+    names: list[str],  # of the zoo
+) -> str:
     "The model of the zoo that made the tuning year's winners likeliest."
     own = scored.past.rows(scored.tune)
     loss = {
@@ -191,8 +201,10 @@ def _best_single(scored: Scored, names: list[str]) -> str:
     return min(loss, key=loss.get)
 
 
-def _with_market(
-    scored: Scored, name: str, power: float
+def with_market(
+    scored: Scored,
+    name: str,  # of an opinion
+    power: float,  # of the recalibrated market
 ) -> np.ndarray:  # (test rows,) probabilities
     "An opinion mixed with the price by weights of the tuning year."
     (u, v), T = scored.opinions[name], scored.test
@@ -210,23 +222,23 @@ def _window(
     races: Races, step: Step, entries: Entries, cache: Path | None, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Told]:
     "Name to probabilities of the test rows, alone and `+ price`; what else is worth telling."
-    scored = _scored(races, step, entries, cache, progress)
-    T, own = scored.test, scored.past.rows(scored.tune)
+    scores = scored(races, step, entries, cache, progress)
+    T, own = scores.test, scores.past.rows(scores.tune)
     progress("best predictor", 0.96)
     best = entries.make().fit(races, step.train, step.tune, early=step.early)
     p = best.predict(T.X, T.odds)
-    single = _best_single(scored, list(entries.zoo))
-    scored.opinions["single_best"] = scored.opinions[single]
+    single = best_single(scores, list(entries.zoo))
+    scores.opinions["single_best"] = scores.opinions[single]
     probabilities = {"price": implied(T.odds, T.race)} | {name: p[name] for name in YARDSTICKS}
-    for name, (_, v) in scored.opinions.items():
+    for name, (_, v) in scores.opinions.items():
         probabilities |= {
             name: softmax(v, T.race),
-            f"{name} + price": _with_market(scored, name, best.power),
+            f"{name} + price": with_market(scores, name, best.power),
         }
-    stack = softmax(scored.opinions["stage_2b"][0][scored.tune], own.race)
+    stack = softmax(scores.opinions["stage_2b"][0][scored.tune], own.race)
     chosen = choose(stack, own.y.win, own.race, own.dates).name
     probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p[answered(p)]}
-    return probabilities, Told(**scored.told, single_best=single, calibration=chosen)
+    return probabilities, Told(**scores.told, single_best=single, calibration=chosen)
 
 
 # %% ../../nbs/62b_lab.contest.ipynb #cell010

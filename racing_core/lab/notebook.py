@@ -12,14 +12,15 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 import numpy as np
@@ -31,22 +32,51 @@ from ..errors import BadInput, RacingError
 from ..records import to_json
 
 # %% auto #0
-__all__ = ["Progress", "tell", "execute", "keep", "versions", "code_of"]
+__all__ = ["Progress", "assigned", "tell", "execute", "keep", "versions", "code_of"]
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell005
+def _read(notebook: Path) -> Any:
+    "A notebook as nbformat knows it; BadInput where there is none."
+    from nbformat import read
+
+    expected, do = "a parameterised notebook", "run it from a clone of the repository"
+    if not notebook.is_file():
+        raise BadInput("no such notebook", got=str(notebook), expected=expected, do=do)
+    try:
+        return read(notebook, 4)
+    except Exception as e:  # nbformat has an error for everything that a file may be
+        raise BadInput("not a notebook", got=str(notebook), expected=expected) from e
+
+
+def _python(source: str) -> str:
+    "A cell without magics; nothing of one that no kernel could run either."
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        source = TransformerManager().transform_cell(source)
+        ast.parse(source)
+    except SyntaxError:
+        return ""
+    return source
+
+
+def assigned(
+    notebook: Path | str,
+) -> dict[str, ast.Assign | ast.AnnAssign]:  # name to its assignment
+    "The parameters of a notebook as its tagged cell gives them; none where no cell is tagged."
+    cells = (c for c in _read(Path(notebook)).cells if "parameters" in c.metadata.get("tags", []))
+    found = {}
+    for node in ast.parse(next((_python(c.source) for c in cells), "")).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if len(targets) == 1 and isinstance(targets[0], ast.Name) and node.value is not None:
+            found[targets[0].id] = node
+    return found
+
+
 def _asked(notebook: Path, out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     "The parameters as papermill wants them; `out` is added where the notebook has it."
-    from papermill import inspect_notebook
-
-    if not notebook.is_file():
-        raise BadInput(
-            "no such notebook",
-            got=str(notebook),
-            expected="a parameterised notebook",
-            do="run it from a clone of the repository",
-        )
-    known = inspect_notebook(str(notebook))
+    known = assigned(notebook)
     if unknown := sorted(set(parameters) - set(known)):
         raise BadInput(
             "unknown parameters",
@@ -74,11 +104,12 @@ def tell(
 class _Bar:
     "Cells done and what is told in them, as one share; cells tagged `long` count for thirty."
 
-    def __init__(self, nb: Any, progress: Progress):
+    def __init__(self, nb: Any, progress: Progress, log: TextIO | None = None):
         self.weights = np.array(
             [30 if "long" in c.metadata.get("tags", []) else 1 for c in nb.cells]
         )
         self.begins, self.progress, self.cell = np.cumsum(self.weights) - self.weights, progress, 0
+        self.log = log
 
     def say(self, step: str, done: float) -> None:
         self.progress(
@@ -91,11 +122,15 @@ class _Bar:
         self.say("report", 0.0)
 
     def write(self, text: str) -> None:
+        if self.log:
+            self.log.write(text)
         for line in text.splitlines():
             if told := _TOLD.match(line):
                 self.say(told[1], int(told[2]) / 100)
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        if self.log:
+            self.log.flush()
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell010
@@ -106,6 +141,7 @@ def _run(
     progress: Progress,
     start_timeout: float,
     timeout: float,
+    log: TextIO | None,
 ) -> None:
     "Execute a notebook in this interpreter and leave it with its outputs in `draft`."
     import papermill
@@ -126,8 +162,10 @@ def _run(
             return KernelSpec(**get_kernel_dict())
 
     nb, deadline = load_notebook_node(str(notebook)), time.monotonic() + timeout
+    here = dict(name="python3", language="python", display_name="Python 3")
+    nb.metadata.setdefault("kernelspec", here)
     nb = parameterize_notebook(nb, parameters) if parameters else nb
-    bar = _Bar(nb, progress)
+    bar = _Bar(nb, progress, log)
     papermill.execute_notebook(
         nb,
         draft,
@@ -135,6 +173,7 @@ def _run(
         start_timeout=start_timeout,
         kernel_manager_class=ThisInterpreter,
         shutdown_kernel="immediate",
+        stdout_file=log,
         stderr_file=bar,
         on_cell_start=bar.start,
         timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
@@ -162,6 +201,7 @@ def execute(
     progress: Progress = lambda step, done: None,
     start_timeout: float = 120,  # seconds a kernel may take to start
     timeout: float = 7200,  # seconds the whole run may take
+    log: TextIO | None = None,  # gets what the cells print
 ) -> Path:  # the executed notebook
     """Run a notebook; if it fails, what there is of it is kept, and the failing cell's complaint is
     raised."""
@@ -171,11 +211,11 @@ def execute(
     notebook, out = Path(notebook), Path(out).resolve()
     asked = _asked(notebook, out, parameters)
     out.mkdir(parents=True, exist_ok=True)
-    log, draft, fault = out / notebook.name, out / f".{uuid4().hex[:8]}-{notebook.name}", None
+    page, draft, fault = out / notebook.name, out / f".{uuid4().hex[:8]}-{notebook.name}", None
     try:
-        _run(notebook, asked, draft, progress, start_timeout, timeout)
+        _run(notebook, asked, draft, progress, start_timeout, timeout, log)
     except PapermillExecutionError as e:
-        fault = _complaint(e.ename, e.evalue, f"In [{e.exec_count}] of {notebook.name}", log)
+        fault = _complaint(e.ename, e.evalue, f"In [{e.exec_count}] of {notebook.name}", page)
     except (CellTimeoutError, DeadKernelError, RuntimeError) as e:
         fault = RacingError(
             "the report did not finish",
@@ -184,24 +224,26 @@ def execute(
             where=notebook.name,
         )
     if draft.is_file():
-        os.replace(draft, log)
+        os.replace(draft, page)
     if fault:
         raise fault
     progress("report", 1.0)
-    return log
+    return page
 
 
 # %% ../../nbs/60a_lab.notebook.ipynb #cell015
 def keep(
     out: Path | str,  # folder of the run
     finding: Any,  # record of what was found
-    predictions: pl.DataFrame,  # a row per test starter
+    predictions: pl.DataFrame | None = None,  # a row per test starter, where there are any
 ) -> list[Path]:  # result.json, predictions.parquet
     "Write finding and predictions, each file in one step."
     out = Path(out)
     result = write_whole(
         out / "result.json", json.dumps(to_json(finding), indent=1, ensure_ascii=False)
     )
+    if predictions is None:
+        return [result]
     predictions.write_parquet(rows := BytesIO())
     return [result, write_whole(out / "predictions.parquet", rows.getvalue())]
 
@@ -218,20 +260,43 @@ def code_of(
     notebook: Path | str,
 ) -> str:  # 16 hexadecimal digits
     "Identifies a notebook: its code, and the code of ours that it imports."
-    from nbformat import read
+    cells = [c.source for c in _read(Path(notebook)).cells if c.cell_type == "code"]
+    tree = ast.parse("\n".join(map(_python, cells)))
+    return identity.of("\n".join(cells), *_imported(tree), *_beside(Path(notebook).parent, tree))
 
-    cells = [c.source for c in read(notebook, 4).cells if c.cell_type == "code"]
-    return identity.of("\n".join(cells), *_imported("\n".join(cells)))
+
+def _taken(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
+    "Modules that code imports, with the names taken from them."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
 
 
-def _imported(source: str) -> list[Any]:
+def _imported(tree: ast.AST) -> list[Any]:
     "What a piece of code takes from the package; of a module, what it makes public."
     found: list[Any] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("racing_core"):
-            room = import_module(node.module)
-            for name in (alias.name for alias in node.names):
-                thing = getattr(room, name, None) or import_module(f"{node.module}.{name}")
+    for module, names in _taken(tree):
+        if module.split(".")[0] != "racing_core":
+            continue
+        with suppress(ImportError):  # the run will say so
+            room = import_module(module)
+            rooms = (getattr(room, n, None) or import_module(f"{module}.{n}") for n in names)
+            for thing in list(rooms) if names else [room]:
                 public = getattr(thing, "__all__", None) if isinstance(thing, ModuleType) else None
                 found += [getattr(thing, n) for n in public or ()] if public else [thing]
+    return found
+
+
+def _beside(folder: Path, tree: ast.AST, met: set[Path] | None = None) -> list[str]:
+    "The text of modules that lie beside a notebook, and of those that they import from there."
+    met, found = set() if met is None else met, []
+    for module, _ in _taken(tree):
+        top = folder / module.split(".")[0]
+        files = [top.with_suffix(".py"), *(top.rglob("*.py") if top.name != "racing_core" else ())]
+        for file in sorted({f for f in files if f.is_file()} - met):
+            met.add(file)
+            text = file.read_text(encoding="utf-8")
+            found += [text, *_beside(folder, ast.parse(text), met)]
     return found

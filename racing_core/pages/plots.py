@@ -42,6 +42,7 @@ __all__ = [
     "picture",
     "ladder",
     "gains",
+    "diagonal",
     "calibration",
     "ranks",
     "importance",
@@ -213,7 +214,11 @@ def gains(
 
 
 # %% ../../nbs/90a_pages.plots.ipynb #cell015
-def _diagonal(ax: Any, r: pl.DataFrame, colour: str) -> None:
+def diagonal(
+    ax: Any,
+    r: pl.DataFrame,  # of `metrics.reliability`
+    colour: str,
+) -> None:
     "Points of a reliability table round the diagonal, both axes logarithmic."
     ends = [
         0.5 * min(r["p"].min(), r["win_rate"].min()),
@@ -240,7 +245,7 @@ def calibration(
     with canvas(WIDE, 4.2, len(given)) as (figure, axes):
         for ax, (name, p) in zip(np.atleast_1d(axes), given.items(), strict=True):
             points = reliability(p, win, bins).filter(pl.col("win_rate") > 0)
-            _diagonal(ax, points, COLOURS.get(name, _PALE))
+            diagonal(ax, points, COLOURS.get(name, _PALE))
             said = f"{title(name)}, ECE {ece(p, win):.4f}"
             ax.set(xlabel="win probability given", title=said)
         np.atleast_1d(axes)[0].set_ylabel("share that won")
@@ -255,7 +260,7 @@ def ranks(
     "Ranks that were given against places that were reached, as shares of each rank."
     shares, k, narrow = found.shares, found.k, width < 6
     names = [str(i) for i in range(1, k)] + [f"{k}+"]
-    with canvas(min(width, 0.5 * k + 1.2), 0.42 * k + 0.9) as (figure, ax):
+    with canvas(width, 0.26 * k + 0.9) as (figure, ax):
         ax.imshow(shares, cmap="GnBu", vmin=0, vmax=max(0.3, shares[:-1, :-1].max()), aspect="auto")
         for i, j in np.ndindex(k, k):
             look = dict(ha="center", va="center", fontsize=6.5 if narrow else 8)

@@ -16,6 +16,7 @@ from ..config import write_whole
 from ..intervals import Estimate
 from ..lab.backtest import Finding
 from ..lab.notebook import execute
+from ..lab.account import Run
 from ..lab.targets import FEW
 from ..market import YARDSTICKS
 from ..metrics import shown
@@ -26,6 +27,7 @@ from ..tripwires import MEANS, Wire
 __all__ = [
     "TILES",
     "page",
+    "paged",
     "publish",
     "verdict",
     "headline",
@@ -36,6 +38,7 @@ __all__ = [
     "reconciliation",
     "money",
     "facts",
+    "made",
 ]
 
 
@@ -77,6 +80,15 @@ def page(
 
 
 # %% ../../nbs/91_pages.report.ipynb #6e2bcbd2
+def paged(
+    log: Path,  # executed notebook
+) -> Path:  # the page beside it, HTML
+    "Write the page of a notebook that was executed, by whomever."
+    from nbformat import read
+
+    return write_whole(log.with_suffix(".html"), page(read(log, 4), log.stem))
+
+
 def publish(
     notebook: Path | str,  # with a cell tagged `parameters`
     out: Path | str,  # folder for the executed notebook, its page and what it writes itself
@@ -85,15 +97,13 @@ def publish(
 ) -> Path:  # the page, HTML
     """Run a report and render it; if it fails, there is a page of what was there, and the failing
     cell's complaint is raised."""
-    from nbformat import read
-
     log = Path(out).resolve() / Path(notebook).name
     before = log.stat().st_mtime_ns if log.is_file() else None
     try:
         execute(notebook, out, parameters, progress)
     finally:
         if log.is_file() and log.stat().st_mtime_ns != before:
-            file = write_whole(log.with_suffix(".html"), page(read(log, 4), log.stem))
+            file = paged(log)
     return file
 
 
@@ -221,3 +231,14 @@ def facts(
 ) -> Markup:
     "A list of labels and values."
     return table(["", ""], [[k, str(v)] for k, v in pairs.items()], text=(0, 1))
+
+
+def made(
+    run: Run,
+    **more: Any,  # label to what else is to be said
+) -> Markup:
+    "How a report was made: run, commit, data, versions."
+    commit = run.commit[:12] if run.commit else "not under version control"
+    said = dict(run=run.id, commit=f"{commit}, changed since" if run.dirty else commit)
+    versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    return facts(more | said | {"data, SHA-256": run.data[:16], "versions": versions})

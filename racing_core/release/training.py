@@ -19,6 +19,7 @@ from ..data.store import Store
 from ..errors import BadInput
 from ..features.matrix import History
 from ..folds import Races
+from ..lab.keepsakes import keep_folder
 from ..lab.tracking import Run, headline, note, tracked
 from ..lab.walk import last_window
 from ..metrics import delta_r2, summary
@@ -157,7 +158,8 @@ def _written(out: Path, told: _Trained, origin: Origin, names: pl.DataFrame, run
     parts = (told.history, origin, told.student, told.powers, names)
     manifest = write(out, told.pipeline, *parts)
     write_whole(run.folder / "manifest.json", json.dumps(manifest, indent=1, default=str))
-    note(run.folder, figures=_figures(told.evidence["tuning_window"]))
+    size = dict(value=keep_folder(run, out, "bundle"), low=None, high=None)
+    note(run.folder, figures=_figures(told.evidence["tuning_window"]) | dict(size_mb=size))
     return manifest
 
 

@@ -16,7 +16,8 @@ import polars as pl
 
 from ..config import Home
 from ..errors import BadInput
-from ..features.matrix import History, build, compute
+from ..features.kept import built
+from ..features.matrix import History, compute
 from ..memo import Cache, open_cache
 from .client import lookup, openai_client, prefetch
 from racing_core.semantic.facts import (
@@ -193,11 +194,12 @@ def matrix_of(
     scorer: str = "fallback",  # of SCORERS
     opinions: Opinions | None = None,  # needed for a model's
     remembered: float = 0.05,  # share of rows whose result the model may have read; 1: any
+    home: Home | None = None,  # that keeps the matrix; None: it is built here
 ) -> pl.DataFrame:  # features; of a model with origins and era
     "Features of all races; BadInput where a model's scores are too few or may remember results."
     if scorer not in SCORERS:
         raise BadInput("nobody of that kind scores", got=scorer, expected=" or ".join(SCORERS))
-    frame = build(starts) if history is None else compute(starts, history)
+    frame = built(starts, home) if history is None else compute(starts, history)
     if scorer == "fallback":
         return frame
     frame = with_scores(starts, frame, opinions)
