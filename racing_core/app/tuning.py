@@ -66,15 +66,15 @@ Storage = Annotated[
 
 
 # %% ../../nbs/96f_app.tuning.ipynb #tuneapp005
-def _told(bar: Bar, trials: int, screen: int, hours: float) -> Any:
+def _told(bar: Bar, trials: int, hours: float) -> Any:
     "What is heard of a search, as a step of the bar."
     began = time.monotonic()
 
     def heard(phase: str, done: int, of: int, best: float | None) -> None:
         left = max(hours - (time.monotonic() - began) / 3600, 0)
         least = "" if best is None else f", least loss {best:.5f}"
-        share = (done if phase == "screen" else screen + done) / trials
-        bar(f"{phase} {done} of {of}{least}, {left:.1f} hours left", share)
+        share = (done if phase == "screen" else trials - of + done) / trials
+        bar(f"{phase} {done} of {of}{least}, {left:.1f} hours left", min(share, 1.0))
 
     return heard
 
@@ -188,7 +188,7 @@ def _search(shared: Shared, asked: tuple, report: bool) -> None:
     wish = search.Wish(*asked)
     known_source(shared.home, wish.source)
     terms = read_space(wish.space).study
-    given = (getattr(wish, k) or getattr(terms, k) for k in ("trials", "screen", "hours"))
+    given = (getattr(wish, k) or getattr(terms, k) for k in ("trials", "hours"))
     with Bar(f"tune {wish.recipe} of {wish.source}") as bar:
         write = _page(shared.home, bar) if report else lambda found, run: None
         found, run = search.tune(shared.home, wish, _told(bar, *given), bar, write)

@@ -132,14 +132,14 @@ def slices(
     names = list(tuned.importance)[:panels]
     across = 1 if width < 6 else 3
     down = max(-(-len(names) // across), 1)
-    with canvas(width, 2.0 * down, columns=across, rows=down) as (figure, axes):
+    with canvas(width, 2.2 * down, columns=across, rows=down) as (figure, axes):
         for ax in np.ravel(axes)[len(names) :]:
             ax.set_axis_off()
         for ax, name in zip(np.ravel(axes), names, strict=False):
             own = [t for t in complete(tuned.tried) if name in t.settings]
             _along(ax, [t.settings[name] for t in own], np.array([t.score.loss for t in own]))
             ax.axhline(tuned.untuned.loss, color=INK, lw=0.8, ls=(0, (4, 3)))
-            ax.set_title(name.replace(".", " ", 1), fontsize=8)
+            ax.set_title("\n".join(name.rsplit(".", 1)), fontsize=8)
     return figure
 
 
