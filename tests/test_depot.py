@@ -140,6 +140,15 @@ def test_a_url_is_a_place_or_refused(url):
     assert place is None or Depot(place.url) == place
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://key:SECRET@bucket/x", "s3://bucket/x?secret_key=SECRET", "s3://b/../x", "x://y"]
+)
+def test_keys_and_tricks_in_a_url_are_refused(url):
+    with pytest.raises(BadInput, match="not a shared place") as e:
+        Depot(url.replace("SECRET", SECRET))
+    assert SECRET not in str(e.value)
+
+
 def test_a_place_that_is_away_is_told_after_some_tries(s3, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     depot = Depot(s3)

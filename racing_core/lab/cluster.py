@@ -27,10 +27,12 @@ from uuid import uuid4
 from .. import config
 from ..data.store import Store, sources
 from ..errors import BadInput, RacingError, as_error
+from . import account
 from .depot import Depot
 from .grid import Tell
 from .kernels import Host, Limits, Outcome
 from .plan import Job, known_parameters
+from ..models.base import extra
 
 # %% auto #0
 __all__ = ["Cluster"]
@@ -148,7 +150,9 @@ _LOOK = 1.0  # seconds between two looks at whether anybody is there
 
 
 @contextmanager
-def _in_touch(parcel: _Parcel) -> Iterator[tuple[Callable[[str, float], None], Event]]:
+def _in_touch(
+    parcel: _Parcel, folder: Path
+) -> Iterator[tuple[Callable[[str, float], None], Event]]:
     "How a job tells home where it is, and the event that ends it when nobody waits any more."
     from distributed import get_worker
 
@@ -164,6 +168,8 @@ def _in_touch(parcel: _Parcel) -> Iterator[tuple[Callable[[str, float], None], E
             task = worker.state.tasks.get(key)
             if task is None or task.state == "cancelled" or "clos" in worker.status.name:
                 stop.set()
+            with suppress(OSError):  # without an account, nobody can think that it is lost
+                account.beat(folder)
             beat(*latest)
 
     worker.log_event(parcel.topic, {"id": parcel.job.id, "on": worker.address})
@@ -182,21 +188,20 @@ def _perform(parcel: _Parcel) -> Outcome:
     with TemporaryDirectory(prefix="racing-", ignore_cleanup_errors=True) as place:
         job = _unpacked(parcel, Path(place), root := _home_of(parcel.job))
         _refuse_other_data(job, root)
-        with _in_touch(parcel) as (beat, stop), Host() as host:
+        with _in_touch(parcel, job.folder) as (beat, stop), Host() as host:
             outcome = host.perform(job, parcel.limits, beat, stop)
         if not stop.is_set():
             _send(parcel.depot, job)
     return replace(outcome, folder=parcel.job.folder)
 
 
+_PAUSES = (2, 10, 30)  # seconds; what took hours is not lost to a short absence
+
+
 def _send(
     depot: Depot,
     job: Job,
-    pauses: Iterable[float] = (
-        2,
-        10,
-        30,
-    ),  # seconds; what took hours is not lost to a short absence
+    pauses: Iterable[float] = _PAUSES,
 ) -> None:
     "A job's folder goes to the shared place, which may be away for a while."
     for pause in pauses:
@@ -365,6 +370,7 @@ class Cluster:
             expected, do = "tcp://host:8786 or tls://host:8786", "start one with `dask scheduler`"
             what, host = "not the address of a Dask scheduler", self.address.rpartition("@")[2]
             raise BadInput(what, got=host, expected=expected, do=do)
+        extra("distributed", "cluster")
 
     def outcomes(
         self,
