@@ -112,8 +112,8 @@ def frozen_table(
     facts: dict,  # what `freeze` answers
 ) -> str:
     "What was written, and in which series."
-    begun = "a new series" if facts["begun"] else "series"
-    rows = [f"{begun} {facts['series']}, {facts['strategy']} of {facts['bankroll']:,.0f}"]
+    begun, terms = "a new series" if facts["begun"] else "series", facts["rule"]["terms"]
+    rows = [f"{begun} {facts['series']}, {terms['strategy']} of {terms['bankroll']:,.0f}"]
     rows += [f"  the rule has changed: {change}" for change in facts["differs"]]
     for e in facts["entries"]:
         best, staked = e["prediction"]["ranked"][0], sum(s["stake"] for s in e["stakes"])
@@ -167,12 +167,9 @@ def freeze(
     cards = read_cards(card)[0]
     predictor = Predictor.of(read(locate(place, bundle)), place)
     done = ice.freeze(place, cards, predictor, terms, datetime.now(UTC), off, again)
-    facts = dict(series=done.series, begun=done.begun, differs=done.differs, head=done.head)
-    facts |= dict(strategy=strategy, bankroll=bankroll, entries=done.entries)
-    facts |= dict(file=near(ice.ledger(place, done.series)))
-    conclude(
-        ctx.obj, facts, frozen_table(facts), Counts("forecasts", len(cards), len(done.entries))
-    )
+    facts = done.to_json() | dict(file=near(ice.ledger(place, done.series)))
+    counted = Counts("forecasts", len(cards), len(done.entries))
+    conclude(ctx.obj, facts, frozen_table(facts), counted)
 
 
 # %% ../../nbs/97c_app.frozen.ipynb #frozen-score

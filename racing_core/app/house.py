@@ -48,6 +48,16 @@ def _next(home: Home, card: str) -> list[str]:
     return [f"  {racing} {command:<{width}}   {why}" for command, why in said.items()]
 
 
+def _made(home: Home, facts: dict) -> list[Counts]:
+    "What each step of the main job had and made of it."
+    kept = facts["features"]["starters"]  # all stored; `results` tells of the last ingest alone
+    return [
+        Counts("starters", max(kept, 1), kept),
+        of_window(facts["backtest"], home, facts["source"]),
+        Counts("answers", 1, int(bool(facts["prediction"]["ranked"]))),
+    ]
+
+
 def _done(shared: Shared, facts: dict) -> list[str]:
     "The last words of the main job."
     next_steps = _next(shared.home, facts["card"])
@@ -102,14 +112,7 @@ def run(
     with Bar(f"main job on {source}") as bar:
         job = mainjob.Job(shared.home, source, data, races, seed, test_from, tell, bar)
         facts = mainjob.run(job)
-    results, back, said = (facts[k] for k in ("results", "backtest", "prediction"))
-    counts = (
-        Counts("races", races if source == "simulated" else results["races"], results["races"]),
-        Counts("starters", results["starters"], facts["features"]["starters"]),
-        of_window(back, shared.home, source),
-        Counts("answers", 1, int(bool(said["ranked"]))),
-    )
-    conclude(shared, facts, "\n".join(_done(shared, facts)), *counts)
+    conclude(shared, facts, "\n".join(_done(shared, facts)), *_made(shared.home, facts))
 
 
 # %% ../../nbs/97a_app.house.ipynb #cell008

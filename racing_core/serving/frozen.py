@@ -18,6 +18,7 @@ from ..config import Home, locked, valid_name, write_whole
 from ..data.fetch import NAMES
 from ..data.store import Store, sources
 from ..errors import BadInput, Tampered
+from ..records import by_field
 from .bets import Slip, Terms, slips
 from .answer import Prediction
 from .contract import Card
@@ -207,6 +208,10 @@ class Frozen:
     def head(self) -> str:
         "The hash that vouches for all of the series."
         return self.entries[-1]["hash"]
+
+    def to_json(self) -> dict:
+        "The fields and the head."
+        return by_field(self) | dict(head=self.head)
 
 
 def _entry(card: Card, answer: Prediction, slip: Slip, now: datetime, off: datetime | None) -> dict:
