@@ -235,7 +235,7 @@ def _window(
             name: softmax(v, T.race),
             f"{name} + price": with_market(scores, name, best.power),
         }
-    stack = softmax(scores.opinions["stage_2b"][0][scored.tune], own.race)
+    stack = softmax(scores.opinions["stage_2b"][0][scores.tune], own.race)
     chosen = choose(stack, own.y.win, own.race, own.dates).name
     probabilities |= {"pipeline": p["fundamental"], "pipeline + price": p[answered(p)]}
     return probabilities, Told(**scores.told, single_best=single, calibration=chosen)
