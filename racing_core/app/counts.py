@@ -56,7 +56,7 @@ def conclude(
     code: int = 1,  # exit code of a failure
 ) -> None:
     "The one answer of a job with its counts; ends the process where one of them complains."
-    lines = [text, *map(str, counts)]
+    lines = [*map(str, counts), text]  # the verdict stands last
     shared.answer(
         facts | dict(counts=[c.to_json() for c in counts]), "\n".join(filter(None, lines))
     )
