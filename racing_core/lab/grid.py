@@ -12,7 +12,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Protocol
 from ..config import Home, locked, write_whole
 from ..errors import BadInput
 from . import tracking
-from .account import beat, me
+from .account import me
 from .kernels import Host, Limits, Outcome
 from .plan import Job, Question, jobs, known_parameters
 from .tracking import Run
@@ -257,24 +256,10 @@ class _Book:
         all_done = done["finished"] == len(self.x.jobs)
         tracking.end(self.x.home, self.x.run, "finished" if all_done else "failed")
 
-    @contextmanager
-    def beating(self) -> Iterator[None]:
-        "Signs of life in all open accounts."
-        over = threading.Event()
-
-        def give() -> None:
-            while not over.wait(tracking.BEAT_S):
-                with self.busy:
-                    folders = [self.x.folder, *(run.folder for run in self.open.values())]
-                for folder in folders:
-                    with suppress(OSError):
-                        beat(folder)
-
-        threading.Thread(target=give, daemon=True).start()
-        try:
-            yield
-        finally:
-            over.set()
+    def alive(self) -> list[Path]:
+        "Folders of all open accounts."
+        with self.busy:
+            return [self.x.folder, *(run.folder for run in self.open.values())]
 
 
 # %% ../../nbs/64b_lab.grid.ipynb #lg11
@@ -288,7 +273,7 @@ def run(
 ) -> Iterator[Outcome]:  # of what was still to be done
     "Go through an experiment; whoever closes the iterator stops it."
     book = _Book(x)
-    with book.beating(), tracking.delivering(x.home):
+    with tracking.beating(book.alive), tracking.delivering(x.home):
         results = executor.outcomes(book.begun(x.todo), limits, tell)
         try:
             for outcome in results:

@@ -12,7 +12,7 @@ import sys
 import threading
 import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.resources import files as package_files
@@ -38,6 +38,7 @@ __all__ = [
     "begin",
     "end",
     "add",
+    "beating",
     "tracked",
     "record",
     "reclaim",
@@ -252,14 +253,17 @@ BEAT_S = 20.0  # seconds between two signs of life
 
 
 @contextmanager
-def _beating(folder: Path) -> Iterator[None]:
+def beating(
+    folders: Callable[[], Iterable[Path]],  # of the runs that go on
+) -> Iterator[None]:
     "Signs of life from a thread of its own, as long as the work goes on."
     done = threading.Event()
 
     def give() -> None:
         while not done.wait(BEAT_S):
-            with suppress(OSError):
-                beat(folder)
+            for folder in folders():
+                with suppress(OSError):
+                    beat(folder)
 
     threading.Thread(target=give, daemon=True).start()
     try:
@@ -279,7 +283,7 @@ def tracked(
     "A run round some work; work that raises leaves a failed run."
     run = begin(home, kind, source, settings, **more)
     try:
-        with _beating(run.folder):
+        with beating(lambda: [run.folder]):
             yield run
     except BaseException:
         end(home, run, "failed")

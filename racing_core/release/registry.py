@@ -37,25 +37,19 @@ from ..config import Home, locked, replacing, valid_name, write_whole
 from ..errors import BadInput, RacingError, Tampered
 from ..lab.teller import away, client_of
 from ..lab.tracking import find, mirrored, runs
-from ..records import by_field
+from ..records import by_field, link
 from .bundle import manifest_alone, manifest_bytes, manifest_of
 
 # %% ../../nbs/72_release.registry.ipynb #cell005
 ALIASES = ("challenger", "champion")
 
 
-def _link(before: str, entry: dict) -> str:
-    "The hash of an entry and of all before it."
-    told = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True)
-    return hashlib.sha256((before + told).encode()).hexdigest()
-
-
 def _told(log: list[dict]) -> dict:
     "The titles that a ledger tells of; ValueError where it was changed. The oldest had no hashes."
-    state, link, linked = dict.fromkeys(ALIASES), "", False
+    state, chain, linked = dict.fromkeys(ALIASES), "", False
     for entry in log:
-        link, linked = _link(link, entry), linked or "hash" in entry
-        if linked and entry.get("hash") != link or entry["alias"] not in ALIASES:
+        chain, linked = link(chain, entry), linked or "hash" in entry
+        if linked and entry.get("hash") != chain or entry["alias"] not in ALIASES:
             raise ValueError("an entry was changed")
         state[entry["alias"]] = valid_name(entry["version"], "version")
     return state | dict(log=log)
@@ -253,8 +247,8 @@ def _append(home: Home, state: dict, **entry) -> dict:
     "Enter a change; the new titles."
     before = ""
     for earlier in state["log"]:
-        before = _link(before, earlier)
-    state = _told([*state["log"], entry | dict(hash=_link(before, entry))])
+        before = link(before, earlier)
+    state = _told([*state["log"], entry | dict(hash=link(before, entry))])
     write_whole(home.bundles / "aliases.json", json.dumps(state, indent=1))
     return state
 

@@ -18,7 +18,7 @@ from ..config import Home, locked, valid_name, write_whole
 from ..data.fetch import NAMES
 from ..data.store import Store, sources
 from ..errors import BadInput, Tampered
-from ..records import by_field
+from ..records import by_field, link
 from .bets import Slip, Terms, slips
 from .answer import Prediction
 from .contract import Card
@@ -26,7 +26,6 @@ from .predictor import Predictor
 
 # %% auto #0
 __all__ = [
-    "link",
     "chained",
     "verified",
     "Rule",
@@ -41,21 +40,13 @@ __all__ = [
 
 
 # %% ../../nbs/83a_serving.frozen.ipynb #ice-chain
-def link(
-    entry: dict,  # JSON-ready, without its hash
-) -> str:  # 64 hex digits
-    "The hash of an entry, which holds the hash of the entry before it."
-    told = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
 def chained(
     log: Sequence[dict],  # what is written
     entry: dict,  # what shall follow
 ) -> dict:  # with its number, the hash before and its own
     "An entry joined to the end of a chain."
     entry = entry | dict(n=len(log), before=log[-1]["hash"] if log else "")
-    return entry | dict(hash=link(entry))
+    return entry | dict(hash=link(entry["before"], entry))
 
 
 def verified(
