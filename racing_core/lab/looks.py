@@ -12,12 +12,13 @@ from pathlib import Path
 
 from ..config import Home, locked, write_whole
 from ..errors import BadInput, Tampered
+from .account import open_run
 
 # %% auto #0
 __all__ = ["PURPOSES", "Look", "look", "looks"]
 
 # %% ../../nbs/60_lab.looks.ipynb #lk5
-PURPOSES = ("test", "tuning")
+PURPOSES = ("test", "tuning", "gate")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Look:
     source: str  # whose races
     first: str  # ISO day: of the window, the first
     last: str  # and the last
-    purpose: str = "test"  # or tuning
+    purpose: str = "test"  # or tuning, gate
     run: str | None = None  # id of the run that looked
 
     def overlaps(self, first: date, last: date) -> bool:
@@ -66,12 +67,15 @@ def look(
     first: date,  # first day of the window
     last: date,  # last day
     now: datetime,  # when
-    purpose: str = "test",  # or tuning, which is entered and not counted
+    purpose: str = "test",  # or tuning, or a gate of a promotion: entered and not counted
     run: str | None = None,  # id of the run that looks
+    out: Path | str | None = None,  # or its folder
 ) -> int:  # looks so far at a test on races of this window, this one included if it is one
     "Enter a look in the ledger and count those it overlaps."
     if purpose not in PURPOSES:
         raise BadInput("no purpose of a look", got=purpose, expected=" or ".join(PURPOSES))
+    if out is not None and (found := open_run(out)):
+        run = found.id
     file = home.runs / "looks.json"
     at = now.isoformat(timespec="seconds")
     entry = Look(at, source, first.isoformat(), last.isoformat(), purpose, run)

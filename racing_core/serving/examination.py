@@ -33,6 +33,7 @@ from ..release.gates import Budget
 from ..release.registry import Gate, aliases, blocking, locate
 from .parity import parity
 from .predictor import Predictor
+from ..lab.looks import look
 from .unseen import Answered, Evidence, answered, enough, gain, walked, yardstick
 from ..tripwires import LIMITS, Wire, tripwires
 
@@ -96,7 +97,9 @@ class _Asked:
     needed: int | None = None  # races, where neither has any: an estimate
 
 
-def _asked(home: Home, bundle: Bundle, rival: _Rival, starts: pl.DataFrame, told: Told) -> _Asked:
+def _asked(
+    home: Home, bundle: Bundle, rival: _Rival, starts: pl.DataFrame, now: datetime, told: Told
+) -> _Asked:
     "Answers to unseen races, or else the backtests of the recipes."
     one = Predictor.of(bundle, home)
     two = rival.bundle and Predictor.of(rival.bundle, home)
@@ -109,6 +112,9 @@ def _asked(home: Home, bundle: Bundle, rival: _Rival, starts: pl.DataFrame, told
         for p in (one, two)
         if p and len(new)
     ]
+    if len(new):
+        days, made = new["date"], bundle.manifest["made"].get("run")
+        look(home, one.source, days.min(), days.max(), now, "gate", made)
     if seen and None not in seen:
         return _Asked(timed, *seen)
     mine, theirs = (b and walked(home, b.manifest) for b in (bundle, rival.bundle))
@@ -307,7 +313,7 @@ def examine(
         return Examination(version, to, at, (*found, *(Gate(n, False, said=said) for n in names)))
     starts = Store(home, source).starts(as_of=bundle.manifest["as_of"])
     rival = _rival(home, bundle)
-    asked = _asked(home, bundle, rival, starts, progress)
+    asked = _asked(home, bundle, rival, starts, now, progress)
     progress("leaks", 0.9)
     leaks = _searched(bundle, starts)
     found += [_alike(home, bundle, progress), gates.latency(asked.timed.took, budget)]
