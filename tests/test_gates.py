@@ -25,6 +25,7 @@ from racing_core.intervals import Estimate
 from racing_core.lab import tracking
 from racing_core.lab.ablation import quick
 from racing_core.lab.backtest import backtest
+from racing_core.lab.looks import looks
 from racing_core.lab.teller import client_of
 from racing_core.market import weight_of
 from racing_core.metrics import delta_r2, race_logloss
@@ -251,6 +252,14 @@ def test_an_honest_first_bundle_passes_every_gate(judged, made):
     told = {g["name"]: g["evidence"] for g in json.loads(kept.read_text())}
     assert told["latency"]["cards"] == 12 and told["leaks"]["features"] == 120
     assert told["hashes"]["manifest"] == entry["manifest"]
+
+
+def test_races_that_a_gate_has_seen_are_in_the_ledger_of_looks(judged, made):
+    trained = bundle.read(made.bundles / judged.version).manifest
+    seen = [e for e in looks(made, "simulated") if e.purpose == "gate"]
+    assert (
+        seen and seen[0].first > trained["trained_until"] and seen[0].run == trained["made"]["run"]
+    )
 
 
 def shut(where, folder, **more) -> list[str]:

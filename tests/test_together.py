@@ -106,3 +106,11 @@ def test_a_tuning_is_in_the_ledger_and_is_no_look(tmp_path):
         ("tuning", None),
     ]
     assert len(looks(place)) == 4
+
+
+def test_a_look_knows_the_run_of_its_folder(tmp_path):
+    place, now = home(tmp_path, env={}), datetime.now(UTC)
+    run = begin(place, "backtest", "hkjc", {})
+    for out in (run.folder, tmp_path / "no run"):
+        look(place, "hkjc", date(2023, 1, 1), date(2023, 12, 31), now, out=out)
+    assert [e.run for e in looks(place)] == [run.id, None]

@@ -284,6 +284,7 @@ def looks(
     as_json: AsJson = False,
 ) -> None:
     "Which days were looked at, when, by which run and what for: each test look makes the next less honest."
+    from racing_core.lab.looks import PURPOSES
     from racing_core.lab.looks import looks as ledger
 
     entries = ledger(ctx.obj.home, source)
@@ -292,8 +293,8 @@ def looks(
         f"{e.source:<14}{e.first:<12}{e.last:<12}{e.purpose:<10}{e.run or '–':<10}{e.at[:16].replace('T', ' ')}"
         for e in entries
     ]
-    tests = sum(e.purpose == "test" for e in entries)
-    total = f"{tests} test looks, {len(entries) - tests} for tuning"
+    tests, tuned, gates = (sum(e.purpose == p for e in entries) for p in PURPOSES)
+    total = f"{tests} test looks, {tuned} for tuning, {gates} by gates of a promotion"
     text = "\n".join([head, *lines, total]) if entries else "nobody has looked at anything yet"
     told = [e.to_json() | dict(purpose=e.purpose, run=e.run) for e in entries]
     ctx.obj.answer(dict(looks=told, tests=tests), text)
