@@ -215,7 +215,7 @@ def test_what_is_scored_of_any_recipe_is_the_stage_that_answers(house, small):
     asked = ("--test-from", "2018-08-20", "--recipe", "light", "--recipes", small)
     found = ask("backtest", "--source", "simulated", *asked, home=house)
     run = ask("runs", "show", found["run"], home=house)
-    assert run["settings"]["recipe"] == "light" and "blend.top1" in run["figures"]
+    assert run["settings"]["recipe"] == "light" and "top1" in run["figures"]
     assert found["answer"] == "blend" and "combined" not in found["boards"]
     told = {t["name"]: t["model"] for t in found["targets"]}
     assert told["top1"] == found["boards"]["blend"]["top1"]["value"]

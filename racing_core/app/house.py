@@ -9,6 +9,7 @@ __all__ = ["commands", "run", "doctor", "lab_command", "lab"]
 import os
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
@@ -146,10 +147,11 @@ def doctor(
     last = "ready" if room.ready(found) else "usable: mend what is wrong"
     last = last if room.usable(found) else "not usable: mend what is required"
     mended = [f"mended  {line}" for line in done]
-    good, text = sum(f.state == "ok" for f in found), "\n".join([*mended, *rows, last])
-    why = "the main job does without the rest" if room.ready(found) and good < len(found) else ""
-    counted = Counts("checks in order", len(found), good, why)
-    conclude(ctx.obj, room.as_dict(found) | dict(mended=done), text, counted)
+    good = sum(f.state == "ok" for f in found)
+    counted = Counts("checks in order", len(found), good, last if good < len(found) else "")
+    facts = room.as_dict(found) | dict(mended=done, counts=[counted.to_json()])
+    ctx.obj.answer(facts, "\n".join([*mended, *rows, str(replace(counted, why="")), last]))
+    raise typer.Exit(0 if room.ready(found) else 1)
 
 
 # %% ../../nbs/97a_app.house.ipynb #cell011

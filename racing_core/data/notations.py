@@ -47,7 +47,7 @@ RACE_NAMES = {
     "currency": ["currency"],
     "price_kind": ["price_kind", "market"],
     "as_of": ["as_of", "moment"],
-    "sky": ["sky", "weather"],
+    "sky": ["sky"],
     "temperature_c": ["temperature_c", "temperature"],
     "precipitation_mm": ["precipitation_mm", "rain_mm"],
     "wind_speed_ms": ["wind_speed_ms"],
