@@ -74,8 +74,10 @@ def fresh(
     tells = _half(found) * sqrt(len(found.days) / window.days)
     said = (
         f"nobody has looked at {window.races:,} races on {window.days} days from {window.first} to"
-        f" {window.last}; a difference in R² above about {tells:.4f} can be told from noise there"
+        f" {window.last}"
     )
+    if tells:  # none between two that are alike
+        said += f"; a difference in R² above about {tells:.4f} can be told from noise there"
     return Fresh(window, tells, said)
 
 

@@ -99,7 +99,7 @@ def page(
     "The verdict, the untuned recipe and the front as a table."
     told = [_Row("untuned", tuned.untuned, None, "head")]
     told += [_Row(str(t.number), t.score, gain(tuned.untuned, t.score)) for t in tuned.front[:rows]]
-    return render("tuning.html.j2", rows=told, verdict=tuned.verdict, title=LOSS[tuned.objective])
+    return render("tuning.html.j2", rows=told, tuned=tuned, title=LOSS[tuned.objective])
 
 
 # %% ../../nbs/91g_pages.tuning.ipynb #tunepage014
@@ -175,6 +175,7 @@ def folds(
             ax.set_title(f"trial {best.number} saves {signed(e.value, '.5f')} per race")
         ax.axhline(0, color=INK, lw=1)
         ax.set_xlabel("fold")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
