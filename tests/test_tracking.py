@@ -309,7 +309,8 @@ def test_children_stand_below_their_parent_and_recipes_below_their_family(place,
     file.write_text(RECIPES)
     with held(place):
         asked = dict(recipes=str(file), as_of="morning")
-        grid = tracking.begin(place, "experiment", "demo", dict(notebook="backtest", **asked))
+        several = dict(notebook="backtest", recipe='["plain", "pile"]', **asked)
+        grid = tracking.begin(place, "experiment", "demo", several)
         points = [logged(place, name=f"seed={i}", parent=grid.id, seed=i) for i in (1, 2)]
         tracking.end(place, grid)
         plain, pile = (logged(place, recipe=r, **asked) for r in ("plain", "pile"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -63,7 +64,8 @@ EXPERIMENT = "GodTier_Ensemble_v2"  # of MLflow, unless RACING_EXPERIMENT names 
 
 def _family(settings: dict[str, Any]) -> dict[str, str] | None:
     "What runs of a recipe stand under: the recipe's `family`, or its name."
-    if not (recipe := settings.get("recipe")):
+    recipe = settings.get("recipe")
+    if not re.fullmatch(r"[\w.-]{1,80}", str(recipe or "")):  # a grid over recipes has several
         return None
     file = settings.get("recipes") or package_files("racing_core") / "recipes.toml"
     with suppress(OSError, ValueError):

@@ -138,7 +138,9 @@ def train(
     pipeline = make() if make else recipe_of(recipe, recipes)
     settings, named, out = pipeline.settings(), "" if make else recipe, room_for(out)
     starts, aliases, data = _past(Store(home, source), until, as_of)
-    asked = dict(recipe=named, until=until, scores=scorer, notebook=notebook, as_of=as_of)
+    asked = dict(
+        recipe=named, recipes=recipes, until=until, scores=scorer, notebook=notebook, as_of=as_of
+    )
     with tracked(home, "train", source, asked, data=data) as run:
         told = _train(starts, pipeline, dict(scorer=scorer, opinions=opinions), progress)
         progress("bundle")
