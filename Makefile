@@ -36,7 +36,7 @@ docs: $(VENV)/.test ## run every notebook with its assertions, and render all wi
 notebooks: docs
 
 suite: $(VENV)/.test system
-	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	@$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 nightly: $(VENV)/.test ## the fair market on forty small worlds: false claims of an edge, and coverage of the interval (minutes)
 	@FAIR_WORLDS=40 $(ONE) $(BIN)/python -m pytest -q -s tests/test_fair_market.py

@@ -15,6 +15,14 @@ settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=T
 settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent.parent
+# files that take minutes begin first, or one of two workers waits for the other at the end
+LONG = ("test_cli", "test_experiments", "test_story", "test_gates", "test_reports", "test_wheel")
+
+
+def pytest_collection_modifyitems(items):
+    "The long files first, in this order; all else as it was."
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(Path(item.fspath).stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")
