@@ -191,7 +191,12 @@ class _Teller:
             return None
         name, about = family["name"], family["about"]
         facts = dict(name=name, tags={"mlflow.note.content": about}, params={}, status="FINISHED")
-        return self._made(experiment, Event("", f"family:{name}", "start", event.at, facts))
+        first = Event("", f"family:{name}", "start", event.at, facts)
+        found = seek(self.client, experiment, first.run)
+        if found and found.info.status == "FINISHED":
+            return found.info.run_id
+        with _making(self.home):  # or two homes make one each, and one of them is removed
+            return self._made(experiment, first)
 
     def _batch(self, run: str, at: int, params=(), metrics=(), tags=(), **_: Any) -> None:
         from mlflow.entities import Metric, Param, RunTag
