@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 
 from ..metrics import METRICS, NDCG_AT
+from ..pipeline import ANSWERS
 
 # %% auto #0
-__all__ = ["ANSWERS", "MONEY", "FEW", "MOST", "headline", "Part", "parts", "numbers", "word"]
+__all__ = ["MONEY", "FEW", "MOST", "headline", "Part", "parts", "numbers", "word"]
 
 # %% ../../nbs/60_lab.headline.ipynb #hl5
-ANSWERS = ("combined", "blend", "fundamental")  # the stage that answers: the first there is
 MONEY = ("roi", "growth", "max_drawdown", "sharpe")
 
 
